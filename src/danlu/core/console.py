@@ -1,0 +1,29 @@
+"""What danlu says to the person at the terminal: notices once, warnings always, only from the first process."""
+
+import os
+import sys
+
+_SAID: set[str] = set()
+
+
+def is_main_process() -> bool:
+    """Return True in the process that may print and write files (rank 0, or a single process)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """Print one line of progress to standard error."""
+    if is_main_process():
+        print(text, file=sys.stderr, flush=True)
+
+
+def notice(text: str) -> None:
+    """Say once what danlu did differently from what the reader may expect."""
+    if text not in _SAID:
+        _SAID.add(text)
+        say(f"notice: {text}")
+
+
+def warn(text: str) -> None:
+    """Say what is likely to be wrong though the run goes on."""
+    say(f"warning: {text}")

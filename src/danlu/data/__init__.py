@@ -1,0 +1,1 @@
+"""From a registry name or a path to encoded examples; nothing is dropped without a ledger entry."""

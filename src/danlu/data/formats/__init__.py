@@ -1,0 +1,1 @@
+"""One file per dataset format; each turns a row into a record."""

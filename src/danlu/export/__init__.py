@@ -1,0 +1,1 @@
+"""What a finished run becomes: merged weights, adapter, model card."""

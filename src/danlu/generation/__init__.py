@@ -1,0 +1,1 @@
+"""One Generator protocol for chat, evaluation, rollouts and the server."""

@@ -1,0 +1,1 @@
+"""Pure tensor functions, each beside the paper and equation it comes from."""

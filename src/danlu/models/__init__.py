@@ -1,0 +1,1 @@
+"""Loading, adapting, quantising stock transformers models, and running them over flat token streams."""

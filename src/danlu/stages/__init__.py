@@ -1,0 +1,1 @@
+"""One file per training algorithm: Config, record, encode, prepare, loss."""

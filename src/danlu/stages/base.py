@@ -1,0 +1,82 @@
+"""What a training stage is: functions split by who may touch gradients. Knows nothing of optimisers or devices.
+
+    encode   records       -> examples          CPU, cached on disk, no model
+    arrange  examples      -> examples          CPU: blocks for pre-training, packing
+    prepare  one batch     -> minibatches       no_grad: rollouts, rewards, reference log-probs, baselines
+    loss     one minibatch -> (SUM, metrics)    the only place that builds a graph
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from danlu.core.config import StrictConfig
+from danlu.core.records import Record
+from danlu.core.registry import Registry
+from danlu.core.stream import Example, flatten
+from danlu.data.config import DataConfig
+from danlu.data.encode import EncodeContext, Encoded
+from danlu.models.stream_tensors import StreamTensors
+
+
+@dataclass(slots=True)
+class Models:
+    """The networks a stage works with. The engine replaces `policy` by its distributed wrapper."""
+
+    policy: nn.Module
+    reference: nn.Module | None = None
+    value: nn.Module | None = None
+    reward: nn.Module | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """A loss before normalisation. The engine divides `total` and every metric by the step's global count."""
+
+    total: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class NoKeys(StrictConfig):
+    """A stage without keys of its own."""
+
+
+class Stage:
+    """Base of every algorithm. Override what differs; `prepare` only if there is no-grad work to do."""
+
+    Config: ClassVar[type[StrictConfig]] = NoKeys
+    record: ClassVar[type[Record]]  # type: ignore[valid-type]
+    roles: ClassVar[tuple[str, ...]] = ("policy",)
+    needs_template: ClassVar[bool] = True
+    packs_by_default: ClassVar[bool] = False
+
+    def __init__(self, config: Any, models: Models) -> None:
+        self.config, self.models = config, models
+
+    encode: ClassVar[Callable[[Sequence[Any], EncodeContext], list[Encoded]]]
+
+    @classmethod
+    def arrange(cls, encoded: Sequence[Encoded], config: DataConfig) -> list[Example]:
+        """Turn encoded records into training examples; by default one example a record."""
+        return [one.to_example(index) for index, one in enumerate(encoded)]
+
+    def prepare(self, examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+        """Yield the minibatches of one batch; each becomes one optimiser step."""
+        yield examples
+
+    def collate(self, examples: Sequence[Example]) -> StreamTensors:
+        """Lay one micro-batch out as tensors on the CPU."""
+        return StreamTensors.from_stream(flatten(examples))
+
+    def count(self, micro: StreamTensors) -> Tensor:
+        """Number of terms that `loss` sums over, as a float64 scalar."""
+        return micro.loss_weights.double().sum()
+
+    def loss(self, micro: StreamTensors) -> LossOutput:
+        """Return the summed loss of one micro-batch; the only place that builds a graph."""
+        raise NotImplementedError(f"{type(self).__name__}.loss")
+
+
+STAGES: Registry[type[Stage]] = Registry("stage", "danlu.stages")

@@ -1,0 +1,1 @@
+"""Chat templates: a conversation becomes text, and tells which characters are trained."""
