@@ -1,0 +1,47 @@
+# Every target sets up what it needs: .venv is made when it is missing and filled when pyproject.toml changed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.danlu-installed
+# Two workers with one thread each suit two cores better than one worker with two.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+.PHONY: install quickstart check test test-slow test-all bench golden schema clean
+
+install: $(READY)
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14"
+	$(BIN)/python -m pip install --quiet -e ".[dev,qlora,eval]"
+	touch $(READY)
+
+quickstart: $(READY)
+	$(BIN)/danlu run examples/quickstart/pipeline.yaml
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/unit/test_shape.py
+
+test: $(READY)
+	$(PYTEST) -q -m "not slow"
+
+test-slow: $(READY)
+	$(PYTEST) -q -m slow
+
+test-all: test test-slow
+
+bench: $(READY)
+	$(BIN)/python benchmarks/packed_forward.py
+
+golden: $(READY)
+	$(BIN)/python -m pytest -q tests/golden --golden-update
+
+schema: $(READY)
+	$(BIN)/python -m danlu.cli.make_schema
+
+clean:
+	rm -rf .mypy_cache .ruff_cache .import_linter_cache .hypothesis runs
