@@ -9,7 +9,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-SENTENCE = "the cat sat on a mat and what colour is sky blue sun warm rain wet 天空 是 什么 颜色 蓝色 你好 请 回答 问题 猫"
+SENTENCE = (
+    "the cat sat on a mat and what colour is sky blue sun warm rain wet "
+    "天空 是 什么 颜色 蓝色 你好 请 回答 问题 猫")
 WORDS = SENTENCE.split(" ")
 CORPUS = [" ".join(WORDS[i:] + WORDS[:i]) + "。 Human: Assistant: user system assistant\n" for i in range(len(WORDS))]
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
