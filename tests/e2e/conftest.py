@@ -11,8 +11,9 @@ import yaml
 from danlu.cli.main import main
 
 DIALOGUES = [
-    ("what colour is the sky", "blue"), ("what colour is the cat", "warm"), ("天空 是 什么 颜色", "蓝色"), ("你好", "你好 请"),
-    ("the sun is", "warm and blue"), ("what is rain", "wet"), ("请 回答 问题", "猫 是 蓝色"), ("the cat sat on", "a mat"),
+    ("what colour is the sky", "blue"), ("what colour is the cat", "warm"), ("天空 是 什么 颜色", "蓝色"),
+    ("你好", "你好 请"), ("the sun is", "warm and blue"), ("what is rain", "wet"), ("请 回答 问题", "猫 是 蓝色"),
+    ("the cat sat on", "a mat"),
 ]
 
 

@@ -170,7 +170,7 @@ def test_document_003_firefly(llama: Path, shared: Path, tmp_path: Path, capsys:
 
 def test_document_003_token_outside_embedding(llama: Path, tmp_path: Path, danlu: Callable[..., int],
                                               capsys: pytest.CaptureFixture[str]) -> None:
-    """S3b: a token that an added-tokens file puts beyond the embedding is found before step 0 and named with the fix."""
+    """S3b: a token that an added-tokens file puts beyond the embedding is found before step 0 and named."""
     model = tmp_path / "model"
     AutoModelForCausalLM.from_pretrained(llama).save_pretrained(model)
     tokenizer = AutoTokenizer.from_pretrained(llama)
