@@ -1,0 +1,36 @@
+"""Every stage runs on a stock model of each family; what danlu saves, plain transformers loads."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from danlu.stages.base import STAGES
+from tests.e2e.conftest import losses
+from tests.e2e.test_stages_learn import DATA
+from tests.tiny import CHATML, FAMILIES, save_tiny
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_family(stage: str, family: str, world: Path, tmp_path: Path, danlu: Callable[..., int]) -> None:
+    """Full fine-tuning lowers the loss, and the saved folder is a stock model that remembers it."""
+    base, out = save_tiny(tmp_path / "base", family, CHATML), tmp_path / "out"
+    assert danlu("train", {
+        "model_name_or_path": str(base), "stage": stage, "do_train": True, "finetuning_type": "full",
+        "dataset": DATA[stage], "dataset_dir": str(world), "output_dir": str(out), "per_device_train_batch_size": 8,
+        "learning_rate": 1e-2, "max_steps": 8, "logging_steps": 1, "save_strategy": "no", "packing": False}) == 0
+    trail = losses(out)
+    assert trail[-1] < trail[0] - 0.3, trail
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    model = AutoModelForCausalLM.from_pretrained(out).eval()
+    assert model.config.model_type == family
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "what is rain"}, {"role": "assistant", "content": "wet"}], tokenize=False)
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        before = AutoModelForCausalLM.from_pretrained(base).eval()(ids, labels=ids).loss
+        after = model(ids, labels=ids).loss
+    assert after < before - 0.2, (before, after)
