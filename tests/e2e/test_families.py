@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from danlu.stages.base import STAGES
-from tests.e2e.conftest import losses
 from tests.e2e.test_stages_learn import DATA
+from tests.reading import losses
 from tests.tiny import CHATML, FAMILIES, save_tiny
 
 

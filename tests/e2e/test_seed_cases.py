@@ -11,7 +11,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from danlu.cli.main import main
-from tests.e2e.conftest import losses, read_json
+from tests.reading import losses, read_json
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.shared

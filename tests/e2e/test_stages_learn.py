@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from danlu.stages.base import STAGES
-from tests.e2e.conftest import losses, read_json
+from tests.reading import losses, read_json
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"finetuning_type": "full", "learning_rate": 1e-2, "num_train_epochs": 30},

@@ -10,9 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from danlu.cli.main import main
-from tests.e2e.conftest import losses
-
-pytest_plugins = ["tests.e2e.conftest"]
+from tests.reading import losses
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"finetuning_type": "full"},
@@ -69,7 +67,7 @@ def test_packing_does_not_change_the_run(tiny_base: Path, world: Path, tmp_path:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_resumed_run_is_bit_identical(method: str, tiny_base: Path, world: Path, tmp_path: Path) -> None:
-    """Stopped after step 3 and started again, a run logs the same losses and writes the same bits (dropout included)."""
+    """Stopped after step 3 and started again, a run logs the same losses and writes the same bits, dropout included."""
     never = train(tiny_base, world, tmp_path / "never", save_steps=3, **METHODS[method])
     again = tmp_path / "again"
     shutil.copytree(never, again, ignore=shutil.ignore_patterns("checkpoint-6", "*.safetensors"))
