@@ -1,0 +1,81 @@
+"""A flat token stream as torch tensors: what crosses from the collator to a device and into a model.
+
+Shape legend: T tokens of the stream, S segments, R supervised rows, B examples.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from danlu.core.stream import Stream
+
+
+@dataclass(frozen=True)
+class StreamTensors:
+    """The torch mirror of `core.stream.Stream`; lengths are plain integers, so that no layout question waits on a device.
+
+    input_ids    (T,)   int64    all segments one behind the other
+    position_ids (T,)   int64    restart at 0 in each segment
+    cu_seqlens   (S+1,) int32    where segments start and end
+    loss_rows    (R,)   int64    positions whose next token is a target
+    loss_targets (R,)   int64    those next tokens
+    loss_weights (R,)   float32  scale of each row's loss
+    owners       (S,)   int64    which example of the batch a segment belongs to
+    indices      (B,)            data-set positions of the examples
+    lengths      (S,)            tokens in each segment
+    max_length                   the longest of them
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    cu_seqlens: Tensor
+    loss_rows: Tensor
+    loss_targets: Tensor
+    loss_weights: Tensor
+    owners: Tensor
+    indices: tuple[int, ...]
+    lengths: tuple[int, ...]
+    max_length: int
+
+    @classmethod
+    def from_stream(cls, stream: Stream) -> "StreamTensors":
+        """Copy a stream into CPU tensors; empty segments are left out, as no token belongs to them."""
+        starts, ends = stream.cu_seqlens[:-1], stream.cu_seqlens[1:]
+        filled = ends > starts
+        lengths = tuple(int(n) for n in (ends - starts)[filled])
+        cu_seqlens = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+        cu_seqlens[1:] = torch.tensor(lengths, dtype=torch.int32).cumsum(0)
+        return cls(
+            input_ids=torch.as_tensor(stream.input_ids, dtype=torch.int64),
+            position_ids=torch.as_tensor(stream.position_ids, dtype=torch.int64),
+            cu_seqlens=cu_seqlens,
+            loss_rows=torch.as_tensor(stream.loss_rows, dtype=torch.int64),
+            loss_targets=torch.as_tensor(stream.loss_targets, dtype=torch.int64),
+            loss_weights=torch.as_tensor(stream.loss_weights, dtype=torch.float32),
+            owners=torch.as_tensor(stream.owners[filled], dtype=torch.int64),
+            indices=stream.indices,
+            lengths=lengths,
+            max_length=max(lengths, default=0),
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the stream, T."""
+        return int(self.input_ids.shape[0])
+
+    @property
+    def num_rows(self) -> int:
+        """Supervised rows, R."""
+        return int(self.loss_rows.shape[0])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "StreamTensors":
+        """Return the same stream on `device`; counts stay plain integers."""
+        names = ("input_ids", "position_ids", "cu_seqlens", "loss_rows", "loss_targets", "loss_weights", "owners")
+        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
+        return replace(self, **moved)
+
+    def pin_memory(self) -> "StreamTensors":
+        """Return the same stream in page-locked memory, from which copies to a GPU overlap with work."""
+        names = ("input_ids", "position_ids", "cu_seqlens", "loss_rows", "loss_targets", "loss_weights", "owners")
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in names})
