@@ -1,0 +1,232 @@
+"""Generation with stock transformers models in this process: batches for evaluation, pieces of text for chat."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from transformers import GenerationConfig as ModelGenerationConfig
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from danlu.core.errors import CapabilityError, UserError
+from danlu.generation.base import BACKENDS, Completion
+from danlu.generation.config import GenerationConfig
+from danlu.generation.detokenize import TextStream, decode
+from danlu.generation.sampling import RowSampler
+
+STOCK_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+@BACKENDS.register("huggingface", "hf", "transformers")
+class TransformersGenerator:
+    """Continues prompts with `model.generate`. `stop_ids` end an answer, besides those the model itself names."""
+
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int] = (), *,
+        batch_size: int = 16, with_logps: bool = False,
+    ) -> None:
+        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.tokenizer = tokenizer
+        self.stop_ids = all_stop_ids(self.model, tokenizer, stop_ids)
+        self._batch_size, self._with_logps = batch_size, with_logps
+
+    @property
+    def context(self) -> int | None:
+        """Return the number of positions the model was built for; None when its positions are unbounded."""
+        return context_length(self.model.config)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], settings: GenerationConfig, *, seed: int = 0
+    ) -> list[Completion]:
+        """Answer every prompt; prompts of similar length share a batch, answers come back in the order given."""
+        self._check_sampling(settings, seed)
+        limits = [self._new_tokens(len(prompt), settings) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        answers: dict[int, Completion] = {}
+        with generating(self.model):
+            for start in range(0, len(order), self._batch_size):
+                rows = order[start : start + self._batch_size]
+                batch = self._generate_batch([prompts[r] for r in rows], [limits[r] for r in rows], settings, seed, rows)
+                answers.update(zip(rows, batch, strict=True))
+        return [answers[row] for row in range(len(prompts))]
+
+    def stream(self, prompt: Sequence[int], settings: GenerationConfig, *, seed: int = 0) -> Iterator[str]:
+        """Yield the answer in pieces while it is computed. Closing the iterator stops the computation."""
+        if settings.num_beams > 1:
+            yield self.generate([prompt], settings, seed=seed)[0].text
+            return
+        self._check_sampling(settings, seed)
+        limit = self._new_tokens(len(prompt), settings)
+        feed, text = _TokenFeed(), TextStream(self.tokenizer, skip_special_tokens=settings.skip_special_tokens)
+        worker = threading.Thread(target=self._fill, args=(feed, prompt, limit, settings, seed), daemon=True)
+        with generating(self.model):
+            worker.start()
+            try:
+                for token in feed.tokens():
+                    if (token not in self.stop_ids or not settings.skip_special_tokens) and (piece := text.push(token)):
+                        yield piece
+                if rest := text.flush():
+                    yield rest
+            finally:
+                feed.cancelled.set()
+                worker.join()
+
+    def _fill(
+        self, feed: "_TokenFeed", prompt: Sequence[int], limit: int, settings: GenerationConfig, seed: int
+    ) -> None:
+        """Run in the worker thread; whatever goes wrong is handed to the reading thread, which raises it."""
+        try:
+            self._run([prompt], limit, settings, seed, [0], streamer=feed, stopping=[_Cancelled(feed.cancelled)])
+        except BaseException as error:
+            feed.queue.put(error)
+        finally:
+            feed.queue.put(None)
+
+    def _generate_batch(
+        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], settings: GenerationConfig, seed: int,
+        rows: Sequence[int],
+    ) -> list[Completion]:
+        output_BT, logps = self._run(prompts, max(limits), settings, seed, rows)
+        width = max(map(len, prompts))
+        new = output_BT[:, width:].tolist()
+        return [
+            self._completion(ids[:limit], settings, None if logps is None else logps[row])
+            for row, (ids, limit) in enumerate(zip(new, limits, strict=True))]
+
+    def _run(
+        self, prompts: Sequence[Sequence[int]], limit: int, settings: GenerationConfig, seed: int,
+        rows: Sequence[int], *, streamer: BaseStreamer | None = None, stopping: Sequence[StoppingCriteria] = (),
+    ) -> tuple[torch.Tensor, list[list[float]] | None]:
+        width, device = max(map(len, prompts)), self.model.get_input_embeddings().weight.device
+        pad = self._pad_id()
+        input_ids_BT = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+        mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        processors, sampler = LogitsProcessorList(), None
+        if settings.num_beams == 1:
+            pads = [width - len(p) for p in prompts]
+            seeds = [(seed, row) for row in rows]
+            sampler = RowSampler(settings, pads, seeds, limit, with_logps=self._with_logps)
+            processors.append(sampler)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # for beam search alone: RowSampler draws from streams of its own
+            output_BT = self.model.generate(
+                input_ids_BT, attention_mask=mask_BT, generation_config=self._model_settings(settings, limit, pad),
+                logits_processor=processors, stopping_criteria=StoppingCriteriaList(stopping), streamer=streamer)
+        logps = None if sampler is None or sampler.logps is None else torch.stack(sampler.logps, 1).tolist()
+        return output_BT, logps
+
+    def _model_settings(self, settings: GenerationConfig, limit: int, pad: int) -> ModelGenerationConfig:
+        """Return what transformers is told. Without beams the choice is RowSampler's, so all warping is off there."""
+        beams = settings.num_beams > 1
+        sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
+        return ModelGenerationConfig(
+            max_new_tokens=limit, num_beams=settings.num_beams, do_sample=beams and settings.do_sample,
+            repetition_penalty=settings.repetition_penalty if beams else 1.0,
+            eos_token_id=sorted(self.stop_ids) or None, pad_token_id=pad, use_cache=settings.use_kv_cache,
+            **({"length_penalty": settings.length_penalty} if beams else {}),
+            **(sampling if beams and settings.do_sample else {}))
+
+    def _completion(
+        self, ids: list[int], settings: GenerationConfig, logps: list[float] | None
+    ) -> Completion:
+        end = next((n for n, token in enumerate(ids) if token in self.stop_ids), None)
+        kept = ids if end is None else ids[: end + 1]
+        spoken = kept[:-1] if end is not None and settings.skip_special_tokens else kept
+        return Completion(
+            ids=tuple(kept), text=decode(self.tokenizer, spoken, skip_special_tokens=settings.skip_special_tokens),
+            finish_reason="length" if end is None else "stop",
+            logps=None if logps is None else tuple(logps[: len(kept)]))
+
+    def _new_tokens(self, prompt_tokens: int, settings: GenerationConfig) -> int:
+        """Return how many tokens the answer may have: max_new_tokens if set, else what max_length leaves."""
+        if prompt_tokens == 0:
+            raise UserError("the prompt is empty", fix="say something, or choose a template that opens with a token")
+        room = settings.max_new_tokens if settings.max_new_tokens > 0 else settings.max_length - prompt_tokens
+        if room <= 0:
+            raise UserError(
+                f"the prompt has {prompt_tokens} tokens and max_length is {settings.max_length}: no room to answer",
+                where="max_length", fix="raise max_length, or set max_new_tokens, which counts the answer alone")
+        if self.context is None:
+            return room
+        if prompt_tokens >= self.context:
+            raise UserError(
+                f"the prompt has {prompt_tokens} tokens; the model's context is {self.context}",
+                fix="shorten the prompt, clear the history, or use a model with a longer context")
+        return min(room, self.context - prompt_tokens)
+
+    def _pad_id(self) -> int:
+        """Return any valid id for masked positions; which one is never seen by the model."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad) if pad is not None else min(self.stop_ids, default=0)
+
+    def _check_sampling(self, settings: GenerationConfig, seed: int) -> None:
+        if self._with_logps and settings.num_beams > 1:
+            raise CapabilityError("log-probabilities of sampled tokens need num_beams 1", where="num_beams")
+        if seed < 0:
+            raise UserError(f"seed is {seed}; it must not be negative", where="seed")
+
+
+class _TokenFeed(BaseStreamer):  # type: ignore[misc]
+    """Carries token ids from the computing thread to the reading one; the first put is the prompt and is skipped."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[int | BaseException | None] = SimpleQueue()
+        self.cancelled = threading.Event()
+        self._saw_prompt = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Receive the ids of one step."""
+        if not self._saw_prompt:
+            self._saw_prompt = True
+            return
+        for token in value.flatten().tolist():
+            self.queue.put(token)
+
+    def end(self) -> None:
+        """Accept the end of the answer; `_fill` closes the queue, after errors too."""
+
+    def tokens(self) -> Iterator[int]:
+        """Yield ids until the answer ends; raise what the computing thread raised."""
+        while (item := self.queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+
+class _Cancelled(StoppingCriteria):  # type: ignore[misc]
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
+
+
+@contextmanager
+def generating(model: Any) -> Iterator[None]:
+    """Put a model in the state generation needs and back: no dropout, an attention that knows padding and a cache."""
+    was_training, attention = model.training, model.config._attn_implementation
+    model.eval()
+    if attention not in STOCK_ATTENTION:
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if attention not in STOCK_ATTENTION:
+            model.set_attn_implementation(attention)
+        model.train(was_training)
+
+
+def context_length(config: Any) -> int | None:
+    """Return the positions a model's configuration declares; None for models without a bound, BLOOM for instance."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def all_stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase, more: Sequence[int]) -> frozenset[int]:
+    """Return the ids that end an answer: the template's, the tokenizer's and those of the model's own settings."""
+    declared = getattr(model.generation_config, "eos_token_id", None)
+    own = declared if isinstance(declared, list) else [declared]
+    return frozenset(int(i) for i in (*more, *own, tokenizer.eos_token_id) if i is not None)
