@@ -24,7 +24,7 @@ def sigmoid_loss(margin: Tensor, *, beta: float, label_smoothing: float = 0.0) -
 
 
 def robust_loss(margin: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
-    """Robust DPO (Chowdhury et al. 2024, arXiv:2403.00409, Eq. 9): unbiased when labels flip with probability eps < 1/2.
+    """Robust DPO (Chowdhury et al. 2024, arXiv:2403.00409, Eq. 9): unbiased when labels flip with chance eps < 1/2.
 
         L = ( -(1 - eps) log sigmoid(beta m) + eps log sigmoid(-beta m) ) / (1 - 2 eps)
     """
