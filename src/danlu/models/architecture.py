@@ -1,0 +1,95 @@
+"""Read a model's config and set what the user asks of it: attention kernel, rotary scaling, context length."""
+
+import math
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from danlu.core.console import notice, warn
+from danlu.core.errors import CapabilityError, ConfigError, UserError
+from danlu.models.config import ModelConfig
+from danlu.models.source import unreachable
+
+# Model types whose code is not part of transformers, and what they equal.
+REMOTE_CODE = {
+    "baichuan": "a Llama whose W_pack holds the query, key and value projections",
+    "chatglm": "a GLM of 2023 with its own layer names",
+}
+
+
+def load_config(name: str, config: ModelConfig) -> PreTrainedConfig:
+    """Return the config of a model; raise UserError for a damaged one or one that needs code of its own."""
+    try:
+        return AutoConfig.from_pretrained(
+            name, cache_dir=config.cache_dir, revision=config.model_revision, token=config.hf_hub_token,
+            trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _config_error(name, error) from error
+
+
+def attention_implementation(config: ModelConfig) -> str | None:
+    """Return transformers' name for the attention kernel, None for its own choice.
+
+    Training over packed rows replaces it by danlu's kernel; this one serves generation and the padded path.
+    """
+    if config.flash_attn in ("fa2", "fa3"):
+        notice(f"flash_attn: {config.flash_attn}: packed rows use torch's own variable-length kernel on a GPU; "
+               "elsewhere sdpa is used")
+        return None
+    return {"auto": None, "sdpa": "sdpa", "disabled": "eager"}[config.flash_attn]
+
+
+def scale_positions(model_config: Any, config: ModelConfig, max_length: int | None) -> None:
+    """Stretch rotary positions in `model_config` so that `max_length` tokens fit (rope_scaling).
+
+    The factor is the length asked for over the model's own, rounded up; 2 when no length is given.
+    Raises ConfigError for a model without rotary positions.
+    """
+    if config.rope_scaling is None:
+        return
+    parameters = getattr(model_config, "rope_parameters", None)
+    if not isinstance(parameters, dict) or "rope_theta" not in parameters:
+        raise ConfigError(f"{model_config.model_type} has no rotary positions that could be stretched",
+                          where="rope_scaling", fix="leave rope_scaling out")
+    old = model_config.max_position_embeddings
+    factor = 2.0 if max_length is None else float(math.ceil(max_length / old))
+    if factor <= 1.0:
+        notice(f"rope_scaling has no effect: {max_length} tokens fit into the model's {old}")
+        return
+    scaled = {**parameters, "rope_type": config.rope_scaling, "factor": factor}
+    if config.rope_scaling in ("yarn", "llama3", "dynamic"):
+        scaled["original_max_position_embeddings"] = old
+    if config.rope_scaling == "llama3":
+        scaled |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    if config.rope_scaling == "dynamic":
+        warn("rope_scaling: dynamic changes with the length of each input, which training cannot follow; prefer yarn")
+    model_config.rope_parameters = scaled
+    model_config.max_position_embeddings = int(old * factor)
+    notice(f"rope_scaling {config.rope_scaling}: context {old} -> {int(old * factor)}")
+
+
+def context_length(model_config: Any) -> int | None:
+    """Return the number of positions the model was built for; None when it has no limit (ALiBi, recurrent)."""
+    for key in ("max_position_embeddings", "n_positions", "seq_length"):
+        value = getattr(model_config, key, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _config_error(name: str, error: Exception) -> UserError:
+    text = str(error)
+    for model_type, equal in REMOTE_CODE.items():
+        if f"`{model_type}`" in text or (model_type in name.lower() and "trust_remote_code" in text):
+            return CapabilityError(
+                f"{name} is of type {model_type}, {equal}; loading it needs a conversion that is not available",
+                where="model_name_or_path",
+                fix="use a checkpoint in a format that transformers has, or set trust_remote_code: true if you "
+                    "trust the code in that folder and it runs with transformers 5")
+    if "trust_remote_code" in text:
+        return UserError(f"{name} comes as Python code of its own", where="model_name_or_path",
+                         fix="read that code and set trust_remote_code: true if you trust it")
+    if "model type" in text or "model_type" in text:
+        return UserError(f"{name}: its architecture is unknown to transformers: {text.splitlines()[0][:200]}",
+                         where="model_name_or_path", fix="check model_type in its config.json")
+    return unreachable(name, error)

@@ -1,0 +1,81 @@
+"""Load the tokenizer that belongs to a model, with the tokens the user adds. Knows nothing of chat templates."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from danlu.core.console import notice
+from danlu.core.errors import UserError
+from danlu.models.config import ModelConfig
+from danlu.models.source import (
+    TOKENIZER_FILES,
+    check_adapter_source,
+    check_tokenizer_source,
+    has_any,
+    local_folder,
+    unreachable,
+)
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the last adapter when it carries one, else that of the base.
+
+    Raises UserError for a missing or wrong folder, and for one whose files cannot be read.
+    """
+    name = _adapter_with_tokenizer(config) or check_tokenizer_source(_required(config))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, cache_dir=config.cache_dir, revision=config.model_revision, token=config.hf_hub_token,
+            trust_remote_code=config.trust_remote_code,
+            split_special_tokens=config.split_special_tokens)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unreadable(name, error) from error
+    if not config.use_fast_tokenizer:
+        notice("use_fast_tokenizer: false has no effect: transformers 5 picks one implementation for each tokenizer")
+    add_tokens(tokenizer, config)
+    return tokenizer
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> int:
+    """Add the ordinary and special tokens that the configuration names; return how many are new."""
+    added = 0
+    for tokens, special in ((config.add_tokens, False), (config.add_special_tokens, True)):
+        if not tokens:
+            continue
+        new = tokenizer.add_tokens(list(tokens), special_tokens=special)
+        kind = "special tokens" if special else "tokens"
+        notice(f"{new} of {len(tokens)} {kind} are new to the tokenizer: {', '.join(tokens)}")
+        added += new
+    return added
+
+
+def adapter_paths(config: ModelConfig) -> tuple[str, ...]:
+    """Return the adapters' names with `adapter_folder` in front of the relative ones, each checked."""
+    names = config.adapter_name_or_path
+    if config.adapter_folder is not None:
+        names = tuple(str(Path(config.adapter_folder) / name) for name in names)
+    return tuple(check_adapter_source(name) for name in names)
+
+
+def _required(config: ModelConfig) -> str:
+    if not config.model_name_or_path:
+        raise UserError("no model is named", where="model_name_or_path",
+                        fix="set model_name_or_path to a model folder or hub id")
+    return config.model_name_or_path
+
+
+def _adapter_with_tokenizer(config: ModelConfig) -> str | None:
+    paths = adapter_paths(config)
+    folder = local_folder(paths[-1]) if paths else None
+    if folder is None or not has_any(folder, TOKENIZER_FILES):
+        return None
+    return str(folder)
+
+
+def _unreadable(name: str, error: Exception) -> UserError:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return UserError(
+            f"the tokenizer of {name} comes as Python code", where="model_name_or_path",
+            fix="read that code and set trust_remote_code: true if you trust it, or use a folder with tokenizer.json")
+    return unreachable(name, error)
