@@ -40,7 +40,7 @@ class StreamTensors:
 
     @classmethod
     def from_stream(cls, stream: Stream) -> "StreamTensors":
-        """Copy a stream into CPU tensors; empty segments are left out, as no token belongs to them."""
+        """Wrap a stream as CPU tensors; empty segments are left out, as no token belongs to them."""
         starts, ends = stream.cu_seqlens[:-1], stream.cu_seqlens[1:]
         filled = ends > starts
         lengths = tuple(int(n) for n in (ends - starts)[filled])

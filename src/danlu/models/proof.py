@@ -1,0 +1,150 @@
+"""How a given model may be run, decided by trying: packed or padded, tiled head or the model's own.
+
+Before the first step a dozen tokens in three segments go through the model both ways. The packed layout is taken only
+if every layer's attention reached danlu's function and the hidden states agree with those of the padded batch; the
+head is taken apart only if its logits agree with the model's own.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from danlu.models.attention import IMPLEMENTATION, accepts, implementation
+from danlu.models.head import VocabularyHead, known_transforms
+from danlu.models.padded import PaddedBatch
+from danlu.models.segments import Segments, in_flight
+from danlu.models.stream_tensors import StreamTensors
+
+PROBE_LENGTHS = (5, 1, 6)
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+FIT_FOR_SEGMENTS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """How the model is run.
+
+    packed   attention inside segments of the flat stream; otherwise a right-padded batch
+    head     the head taken apart from the body; None: the model makes its own logits
+    reasons  why not packed, why not taken apart: one sentence each
+    """
+
+    packed: bool
+    head: VocabularyHead | None
+    reasons: tuple[str, ...] = ()
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside a possible adapter wrapper."""
+    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
+
+
+def packed_hidden(base: PreTrainedModel, stream: StreamTensors, segments: Segments) -> Tensor:
+    """Return the body's last hidden states over the flat stream, (T, H)."""
+    with in_flight(segments):
+        out = base.base_model(
+            input_ids=stream.input_ids[None], position_ids=stream.position_ids[None], use_cache=False)
+    hidden: Tensor = out.last_hidden_state
+    return hidden[0]
+
+
+def padded_hidden(base: PreTrainedModel, batch: PaddedBatch) -> Tensor:
+    """Return the body's last hidden states over the padded batch, (S, L, H)."""
+    out = base.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    hidden: Tensor = out.last_hidden_state
+    return hidden
+
+
+def make_plan(model: nn.Module, stream: StreamTensors) -> RunPlan:
+    """Try the model on a few tokens of `stream` and return how it may be run."""
+    base, probe = base_of(model), probe_of(stream)
+    batch = PaddedBatch.of(probe)
+    everything = torch.arange(probe.num_tokens, device=probe.input_ids.device)
+    with evaluating(model), torch.no_grad():
+        own = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        if base.base_model is base:
+            return RunPlan(False, None, (f"{type(base).__name__} does not part body and head",))
+        hidden = batch.gather(padded_hidden(base, batch), everything)
+        against = _why_not_packed(base, probe, hidden)
+        head, objection = _find_head(base, hidden, batch.gather(own, everything))
+    return RunPlan(not against, head, tuple(reason for reason in (against, objection) if reason))
+
+
+def probe_of(stream: StreamTensors) -> StreamTensors:
+    """Return three short segments made of the stream's own first tokens."""
+    num_tokens, device = sum(PROBE_LENGTHS), stream.input_ids.device
+    ids = stream.input_ids.repeat(-(-num_tokens // max(1, stream.num_tokens)))[:num_tokens]
+    positions = torch.cat([torch.arange(n, device=device) for n in PROBE_LENGTHS])
+    starts = torch.tensor((0, *PROBE_LENGTHS), dtype=torch.int32, device=device).cumsum(0).to(torch.int32)
+    return replace(
+        stream, input_ids=ids, position_ids=positions, cu_seqlens=starts, lengths=PROBE_LENGTHS,
+        max_length=max(PROBE_LENGTHS))
+
+
+def _why_not_packed(base: PreTrainedModel, probe: StreamTensors, expected: Tensor) -> str:
+    """Return why the packed layout does not serve this model; empty when it does."""
+    name, text = type(base).__name__, base.config.get_text_config()
+    layer_types = tuple(getattr(text, "layer_types", None) or ())
+    if unfit := sorted(set(layer_types) - FIT_FOR_SEGMENTS):
+        return f"{name} has layers of type {', '.join(unfit)}"
+    if not accepts(base):
+        return f"{name} brings its own attention"
+    segments = Segments.of(probe, counted=True)
+    try:
+        with implementation(base, IMPLEMENTATION):
+            hidden = packed_hidden(base, probe, segments)
+    except (AttributeError, TypeError, IndexError, NotImplementedError, RuntimeError) as error:
+        return f"{name} does not run over segments ({type(error).__name__})"
+    windows = segments.windows or []
+    if len(windows) != text.num_hidden_layers:
+        return f"{name} has {text.num_hidden_layers} layers, {len(windows)} of them attend inside segments"
+    if sum(window is not None for window in windows) < layer_types.count("sliding_attention"):
+        return f"{name} keeps its sliding window in the mask alone"
+    return "" if agree(hidden, expected) else f"{name} computes something else over segments"
+
+
+def _find_head(base: PreTrainedModel, hidden: Tensor, own: Tensor) -> tuple[VocabularyHead | None, str]:
+    """Return the head whose logits equal the model's own, or None and why."""
+    if getattr(base.config.get_text_config(), "output_router_logits", False):
+        return None, "the router's balancing loss needs the whole model's forward"
+    module = base.get_output_embeddings()
+    if module is None:
+        return None, f"{type(base).__name__} names no output embedding"
+    raw = module(hidden).float()
+    for transform in known_transforms(base.config):
+        if agree(transform.apply(raw), own):
+            return VocabularyHead(module, transform), ""
+    return None, f"{type(base).__name__} changes its logits after the head"
+
+
+def agree(actual: Tensor, expected: Tensor) -> bool:
+    """Return whether two results are equal but for the rounding of their dtype."""
+    tolerance = TOLERANCE.get(coarsest(actual, expected), 1e-4)
+    worst = (actual.double() - expected.double()).abs().amax()
+    return bool(worst <= tolerance * expected.double().abs().amax().clamp(min=1e-6))
+
+
+def coarsest(*values: Tensor) -> torch.dtype:
+    """Return the dtype with the fewest digits among the values and autocast."""
+    dtypes: list[Any] = [value.dtype for value in values]
+    kind = values[0].device.type
+    if torch.is_autocast_enabled(kind):
+        dtypes.append(torch.get_autocast_dtype(kind))
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put all modules into evaluation mode inside the block, each back to its own mode after it."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
