@@ -1,0 +1,170 @@
+"""What every chat template can do, and the registry of the named ones. Knows nothing of models or data formats."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from danlu.core.errors import DataError
+from danlu.core.records import Conversation, Message, Origin
+from danlu.core.registry import Registry
+from danlu.templates.controls import MARK, Marker
+from danlu.templates.encoded import Encoded
+from danlu.templates.rendered import Dialogue, Rendered, last_answer, without_marks
+from danlu.templates.tokenize import Tokens, tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """How dialogues become training rows.
+
+    train_on_prompt    every token carries loss, not only the answers
+    mask_history       only the last answer carries loss
+    default_system     system message of dialogues that have none; None leaves it to the template
+    enable_thinking    for templates with reasoning: an answer without reasoning gets an empty block, as part of the
+                       answer (True) or of the prompt (None, False); False also drops the reasoning of the data
+    preserve_thinking  keep the reasoning of earlier answers, as the final answer keeps its own
+    tool_format        name of the format of tool calls; None leaves it to the template
+    """
+
+    train_on_prompt: bool = False
+    mask_history: bool = False
+    default_system: str | None = None
+    enable_thinking: bool | None = True
+    preserve_thinking: bool = False
+    tool_format: str | None = None
+
+
+PROMPT_OPTIONS = EncodeOptions(enable_thinking=None)
+
+
+class ChatTemplate(ABC):
+    """Turns dialogues into token ids; a subclass says how they look as text."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the template in messages."""
+
+    @abstractmethod
+    def render(self, dialogue: Dialogue, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions) -> Rendered:
+        """Return the text of a dialogue and where its answers are; a prompt ends with the generation prompt."""
+
+    @abstractmethod
+    def jinja(self, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """Return the chat template that is saved with the model: it renders the same text."""
+
+    @abstractmethod
+    def stop_strings(self, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+        """Return the control tokens that end an answer, beside the tokenizer's eos."""
+
+    def literal_text(self, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """Return text that holds every string the template writes itself."""
+        return self.jinja(tokenizer)
+
+    def notices(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Say what the reader should know about this template with this tokenizer."""
+        return None
+
+    def encode_batch(
+        self, conversations: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions,
+    ) -> list[Encoded]:
+        """Encode dialogues for training.
+
+        The ids of each answer's generation prompt are a prefix of the row's ids. Raises DataError, with the row's
+        origin, for dialogues that the template cannot express.
+        """
+        self.notices(tokenizer)
+        marker = Marker(tokenizer, self.literal_text(tokenizer))
+        rows = []
+        for talk in conversations:
+            messages = with_default_system(talk.messages, options.default_system)
+            marked = tuple(marker.message(m) for m in messages)
+            dialogue = Dialogue(marked, talk.origin, talk.tools)
+            rows.append(without_marks(self.render(dialogue, tokenizer, options), MARK))
+        tokens = tokenize(tokenizer, rows)
+        return [_encoded(talk, row, tok, options) for talk, row, tok in zip(conversations, rows, tokens, strict=True)]
+
+    def encode_prompt(
+        self, messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", *,
+        tools: Sequence[dict[str, Any]] = (), enable_thinking: bool | None = None,
+    ) -> list[int]:
+        """Return the ids a model is asked to continue; they end with the generation prompt."""
+        self.notices(tokenizer)
+        marker = Marker(tokenizer, self.literal_text(tokenizer))
+        dialogue = Dialogue(
+            tuple(marker.message(m) for m in messages), Origin("prompt", 1), tuple(tools), is_prompt=True)
+        options = replace(PROMPT_OPTIONS, enable_thinking=enable_thinking)
+        return tokenize(tokenizer, [without_marks(self.render(dialogue, tokenizer, options), MARK)])[0].ids
+
+    def stop_token_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """Return the ids that end an answer: the tokenizer's eos and the template's own end-of-turn tokens."""
+        ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        for text in self.stop_strings(tokenizer):
+            token = single_token(tokenizer, text)
+            if token is not None and token not in ids:
+                ids.append(token)
+        return ids
+
+    def prepare_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Set the chat template that is saved with the model, and a pad token where there is none.
+
+        The pad token only fills batches of other tools; danlu finds no padding by it, so eos may serve.
+        """
+        tokenizer.chat_template = self.jinja(tokenizer)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = _spare_token(tokenizer) or tokenizer.eos_token
+
+
+def with_default_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """Put `system` in front of messages that begin without a system message."""
+    if system is None or (messages and messages[0].role == "system"):
+        return messages
+    return (Message("system", system), *messages)
+
+
+def single_token(tokenizer: "PreTrainedTokenizerBase", text: str) -> int | None:
+    """Return the id of `text` when this tokenizer has it as one token, else None."""
+    index = tokenizer.convert_tokens_to_ids(text)
+    if not isinstance(index, int) or (index == tokenizer.unk_token_id and text != tokenizer.unk_token):
+        return None
+    return index if tokenizer(text, add_special_tokens=False)["input_ids"] == [index] else None
+
+
+def _spare_token(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """Return a token of the vocabulary that no text produces, fit to be the pad token."""
+    usual = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|endoftext|>", "<unk>")
+    for text in usual:
+        if text != tokenizer.eos_token and single_token(tokenizer, text) is not None:
+            return text
+    return None
+
+
+def _encoded(talk: Conversation, row: Rendered, tokens: Tokens, options: EncodeOptions) -> Encoded:
+    if not row.turns:
+        raise DataError("the dialogue has no assistant turn, so nothing in it can be trained",
+                        where=str(talk.origin), fix="add the answer, or remove the row")
+    length = len(tokens.ids)
+    trained = np.full(length, options.train_on_prompt, np.bool_)
+    weights = np.ones(length, np.float32)
+    shift = len(with_default_system(talk.messages, options.default_system)) - len(talk.messages)
+    final = last_answer(talk.messages)
+    for turn, (_, answer, stop, _) in zip(row.turns, tokens.turns, strict=True):
+        weight = talk.messages[turn.message - shift].weight
+        if weight is None:
+            weight = 0.0 if options.mask_history and turn.message - shift != final else 1.0
+            if weight == 0.0 and options.train_on_prompt:
+                continue
+        trained[answer:stop] = weight != 0
+        weights[answer:stop] = weight if weight != 0 else 1.0
+    return Encoded(
+        np.array(tokens.ids, np.int32), trained, weights if (weights != 1).any() else None,
+        tuple((start, answer, end) for start, answer, _, end in tokens.turns), talk.origin)
+
+
+TEMPLATES: Registry[ChatTemplate] = Registry("template", "danlu.templates")

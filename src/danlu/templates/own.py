@@ -1,0 +1,162 @@
+"""The tokenizer's own chat template, rendered in transformers' sandbox; its answers are found in the text."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from danlu.core.console import notice
+from danlu.core.errors import DataError, UserError
+from danlu.core.records import Message
+from danlu.templates.base import ChatTemplate, EncodeOptions
+from danlu.templates.controls import control_pattern, control_strings
+from danlu.templates.own_turns import Shape, find_turns
+from danlu.templates.rendered import Dialogue, Rendered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ASKED, _ANSWERED, _ASKED_AGAIN = "Uq7 question", "Aq7 answer", "Vq7 question"
+_CHOOSE = "choose a named `template` (default, chatml, ...), or mend the tokenizer's chat_template"
+
+
+@dataclass(frozen=True, slots=True)
+class _Kwargs:
+    """Variables that go to the template beside the messages."""
+
+    values: dict[str, Any]
+
+    @classmethod
+    def of(cls, options: EncodeOptions) -> "_Kwargs":
+        """Translate the options; what is not chosen is left to the template."""
+        values: dict[str, Any] = {}
+        if options.enable_thinking is not None:
+            values["enable_thinking"] = options.enable_thinking
+        if options.preserve_thinking:
+            values |= {"preserve_thinking": True, "clear_thinking": False}
+        return cls(values)
+
+
+class TokenizerTemplate(ChatTemplate):
+    """The Jinja template that came with the tokenizer."""
+
+    def __init__(self, source: str | dict[str, str]) -> None:
+        self.source = source
+        self._shapes: dict[tuple[Any, ...], Shape] = {}
+
+    @property
+    def name(self) -> str:
+        """Name for messages."""
+        return "the tokenizer's own"
+
+    def jinja(self, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """Return the template as it came."""
+        return self._text(())
+
+    def prepare_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Keep the template (all of its variants), and set a pad token where there is none."""
+        super().prepare_tokenizer(tokenizer)
+        tokenizer.chat_template = self.source
+
+    def _text(self, tools: tuple[dict[str, object], ...]) -> str:
+        if isinstance(self.source, str):
+            return self.source
+        if tools and "tool_use" in self.source:
+            return self.source["tool_use"]
+        if "default" not in self.source:
+            raise UserError(f"the tokenizer has several chat templates and none is called default: "
+                            f"{', '.join(self.source)}", fix=_CHOOSE)
+        return self.source["default"]
+
+    def stop_strings(self, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+        """Return the control token that ends an answer in this template."""
+        end = self.shape(tokenizer, EncodeOptions(enable_thinking=None)).end_of_turn
+        return (end,) if end else ()
+
+    def render(self, dialogue: Dialogue, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions) -> Rendered:
+        """Return the text of a dialogue and where its answers are."""
+        shape = self.shape(tokenizer, options)
+        where = str(dialogue.origin)
+        text = self._render(dialogue.messages, tokenizer, options, dialogue.is_prompt, dialogue.tools, where)
+
+        def prompt_of(count: int) -> str | None:
+            try:
+                return self._render(dialogue.messages[:count], tokenizer, options, True, dialogue.tools, where)
+            except DataError:
+                return None
+
+        turns = find_turns(text, dialogue.messages, shape, prompt_of)
+        if turns is None and dialogue.is_prompt:
+            return Rendered(text)
+        if turns is None:
+            raise DataError("the answers of this row cannot be found in what the tokenizer's own chat template writes",
+                            where=where, fix=_CHOOSE)
+        if turns and not dialogue.is_prompt and not shape.end_of_turn and tokenizer.eos_token:
+            return self._closed(text, dialogue, turns, tokenizer.eos_token)
+        return Rendered(text, turns)
+
+    def _closed(self, text: str, dialogue: Dialogue, turns: tuple[Any, ...], eos: str) -> Rendered:
+        """Put eos behind a final answer that the template leaves open, so that its end is learned."""
+        if dialogue.messages[-1].role != "assistant" or turns[-1].stop != len(text.rstrip()):
+            return Rendered(text, turns)
+        notice("the tokenizer's own chat template writes no end-of-turn token behind the last answer; "
+               f"danlu adds {eos} there, so that the model learns to stop")
+        text = text[:turns[-1].stop] + eos
+        return Rendered(text, (*turns[:-1], replace(turns[-1], stop=len(text), end=len(text))))
+
+    def shape(self, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions) -> Shape:
+        """Return the template's habits, learned by rendering a dialogue of two rounds."""
+        key = (id(tokenizer), len(tokenizer), tokenizer.eos_token, options.enable_thinking, options.preserve_thinking)
+        if key not in self._shapes:
+            self._shapes[key] = self._probe(tokenizer, options)
+        return self._shapes[key]
+
+    def _probe(self, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions) -> Shape:
+        asked, answered = Message("user", _ASKED), Message("assistant", _ANSWERED)
+        again = Message("user", _ASKED_AGAIN)
+
+        def render(*messages: Message, prompt: bool = False) -> str:
+            return self._render(messages, tokenizer, options, prompt, (), "a trial dialogue")
+
+        prompt, plain, whole = render(asked, prompt=True), render(asked), render(asked, answered)
+        if _ASKED not in prompt or _ANSWERED not in whole:
+            raise UserError("the tokenizer's own chat template does not write the messages it is given", fix=_CHOOSE)
+        generation = prompt[len(plain):] if prompt.startswith(plain) else ""
+        behind_user = prompt[prompt.rfind(_ASKED) + len(_ASKED):]
+        at = whole.rfind(_ANSWERED)
+        lead = whole[len(prompt):at] if whole.startswith(prompt) else ""
+        trail = whole[at + len(_ANSWERED):]
+        longer = render(asked, answered, again)
+        second = longer.rfind(_ASKED_AGAIN)
+        header = longer[longer.rfind(_ANSWERED, 0, second) + len(_ANSWERED):second]
+        pattern = control_pattern(control_strings(tokenizer, self._text(())))
+        found = pattern.search(trail) if pattern else None
+        return Shape(generation or behind_user, behind_user, lead, trail, header.removeprefix(trail),
+                     found.group() if found else "", pattern)
+
+    def _render(
+        self, messages: tuple[Message, ...], tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions,
+        is_prompt: bool, tools: tuple[dict[str, object], ...], where: str,
+    ) -> str:
+        import jinja2
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        variables = {**tokenizer.special_tokens_map, **_Kwargs.of(options).values}
+        try:
+            rendered, _ = render_jinja_template(
+                conversations=[[as_dict(m) for m in messages]], tools=list(tools) or None,
+                chat_template=self._text(tools), add_generation_prompt=is_prompt, **variables)
+        except (jinja2.TemplateError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"the tokenizer's own chat template refuses this dialogue: {error}", where=where,
+                            fix="change the row's roles, or " + _CHOOSE) from error
+        return str(rendered[0])
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """Return a message as chat templates expect it."""
+    item: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning is not None:
+        item["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        item["tool_calls"] = [dict(call) for call in message.tool_calls]
+    return item
+
+
