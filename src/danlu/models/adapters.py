@@ -10,6 +10,7 @@ from danlu.core.console import notice, say
 from danlu.core.errors import ConfigError, UserError, did_you_mean
 from danlu.models.base_identity import check_same_base
 from danlu.models.config import AdapterConfig
+from danlu.models.pissa import remember_start
 from danlu.models.quantization import is_quantized
 from danlu.models.quiet import quiet_loading
 from danlu.models.source import unreachable
@@ -64,8 +65,9 @@ def new_adapter(
     with quiet_loading():
         adapted = get_peft_model(model, settings, autocast_adapter_dtype=not config.pure_bf16)
     adapted.peft_config["default"].base_model_name_or_path = base_name
-    if config.pure_bf16:
-        _cast_trainable(adapted, torch.bfloat16)
+    _cast_trainable(adapted, torch.bfloat16 if config.pure_bf16 else torch.float32)
+    if config.pissa_init:
+        remember_start(adapted)
     return adapted
 
 
@@ -83,8 +85,7 @@ def load_adapter(
     except (OSError, KeyError) as error:
         raise unreachable(path, error, "adapter_name_or_path") from error
     adapted.peft_config["default"].base_model_name_or_path = base_name
-    if trainable and pure_bf16:
-        _cast_trainable(adapted, torch.bfloat16)
+    _cast_trainable(adapted, torch.bfloat16 if pure_bf16 else torch.float32)
     return adapted
 
 

@@ -42,7 +42,7 @@ def fit_vocabulary(
 
 def highest_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the largest token id that the tokenizer can produce."""
-    return max(tokenizer.get_vocab().values())
+    return int(max(tokenizer.get_vocab().values()))
 
 
 def rows_of_adapter(path: str) -> int:

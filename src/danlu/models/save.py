@@ -1,0 +1,177 @@
+"""Write weights that plain transformers and peft read, and put them back bit for bit. Not atomic: the caller renames.
+
+A folder is whole once `save` returns; the caller writes into a fresh folder beside the final name and renames it.
+"""
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from danlu.core.errors import UserError
+from danlu.models import pissa
+from danlu.models.base_identity import write_identity
+from danlu.models.card import CardFacts, write_model_card
+from danlu.models.packed_lm import PackedLM
+from danlu.models.quiet import quiet_loading
+from danlu.models.source import local_folder
+from danlu.templates.base import ChatTemplate
+
+SHARD = "5GB"
+
+
+class ModelSaver:
+    """Saves and restores a policy: an adapter when it has one, the whole model otherwise."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None, base_path: str, *,
+        facts: CardFacts | None = None, shard_size: str = SHARD,
+    ) -> None:
+        """Take what is saved beside the weights; `base_path` is the model the run began with."""
+        folder = local_folder(base_path)
+        self.base = base_path if folder is None else str(folder.resolve())
+        self.tokenizer, self.template, self.facts, self.shard_size = tokenizer, template, facts, shard_size
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of the base on disk: what a final save is rounded to; float32 when unknown."""
+        folder = local_folder(self.base)
+        if folder is None or not (folder / "config.json").is_file():
+            return torch.float32
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        name = config.get("dtype") or config.get("torch_dtype") or "float32"
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)
+
+    def save(
+        self, policy: nn.Module, folder: Path, *, dtype: torch.dtype | None = None, facts: CardFacts | None = None,
+    ) -> None:
+        """Write weights, config, tokenizer with chat template, and model card into `folder`.
+
+        dtype  None keeps every weight as it trains (what `restore` needs); else weights are rounded to it
+        Raises OSError when the disk is full.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        model = stock_model(policy)
+        try:
+            if isinstance(model, PeftModel):
+                self._save_adapter(model, folder, dtype)
+            else:
+                self._save_model(model, folder, dtype)
+        except SafetensorError as error:
+            raise OSError(f"{folder}: {error}") from error
+        if self.template is not None:
+            self.tokenizer.chat_template = self.template.jinja(self.tokenizer)
+        self.tokenizer.save_pretrained(folder)
+        method = "lora" if isinstance(model, PeftModel) else "full"
+        write_model_card(folder, facts or self.facts or CardFacts(base=self.base, method=method))
+
+    def restore(self, policy: nn.Module, folder: Path) -> None:
+        """Load the weights that `save(..., dtype=None)` wrote into an already built policy, bit for bit.
+
+        Raises UserError when the folder holds weights of another shape or method.
+        """
+        model = stock_model(policy)
+        try:
+            if isinstance(model, PeftModel):
+                _restore_adapter(model, folder)
+            else:
+                _restore_model(model, folder)
+        except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{folder} does not fit the model of this run: {first}", where="resume_from_checkpoint",
+                fix="resume with the model and method keys of the run that wrote it, or start a new output_dir",
+            ) from error
+
+    def _save_model(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype | None) -> None:
+        state = None if dtype is None else cast_state(model.state_dict(), dtype)
+        with quiet_loading():
+            model.save_pretrained(folder, state_dict=state, max_shard_size=self.shard_size)
+        if dtype is not None:
+            _write_dtype(folder / "config.json", dtype)
+        if model.generation_config is not None:
+            settings = copy.deepcopy(model.generation_config)
+            settings.eos_token_id = self._stop_ids(settings.eos_token_id)
+            settings.save_pretrained(folder)
+
+    def _save_adapter(self, model: PeftModel, folder: Path, dtype: torch.dtype | None) -> None:
+        settings = copy.deepcopy(model.peft_config["default"])
+        settings.inference_mode, settings.base_model_name_or_path = True, self.base
+        state = adapter_state(model)
+        if pissa.is_pissa(model):
+            pissa.save_raw(model, state, folder)
+            state, changes = pissa.plain_lora(model, state)
+            for key, value in changes.items():
+                setattr(settings, key, value)
+        state = state if dtype is None else cast_state(state, dtype)
+        settings.save_pretrained(folder)
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()},
+                  folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_identity(self.base, folder)
+
+    def _stop_ids(self, stored: int | list[int] | None) -> int | list[int] | None:
+        """Return the ids that end an answer: those of the template, then those the base stops at."""
+        if self.template is None:
+            return stored
+        known = [stored] if isinstance(stored, int) else stored or []
+        ids = list(dict.fromkeys([*self.template.stop_token_ids(self.tokenizer), *known]))
+        return ids[0] if len(ids) == 1 else ids or None
+
+
+def stock_model(policy: nn.Module) -> PreTrainedModel | PeftModel:
+    """Return the transformers or peft model inside danlu's and the distributed wrappers."""
+    module: nn.Module = policy
+    while isinstance(module, (DistributedDataParallel, DataParallel)):
+        module = module.module
+    if isinstance(module, PackedLM):
+        module = module.model
+    if not isinstance(module, (PreTrainedModel, PeftModel)):
+        raise TypeError(f"{type(module).__name__} is no transformers or peft model")
+    return module
+
+
+def adapter_state(model: PeftModel) -> dict[str, Tensor]:
+    """Return the adapter's weights under the names of peft's files."""
+    state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return state
+
+
+def cast_state(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the state in `dtype`; weights that share memory go on sharing it, integers stay."""
+    done: dict[tuple[int, torch.Size, tuple[int, ...]], Tensor] = {}
+    cast = {}
+    for name, value in state.items():
+        key = (value.data_ptr(), value.shape, value.stride())
+        if key not in done:
+            done[key] = value.detach().to(dtype) if value.is_floating_point() else value
+        cast[name] = done[key]
+    return cast
+
+
+def _write_dtype(path: Path, dtype: torch.dtype) -> None:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _restore_model(model: PreTrainedModel, folder: Path) -> None:
+    # float32 holds every stored format exactly; copying rounds back to what each weight was.
+    with quiet_loading():
+        saved = type(model).from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(saved.state_dict(), strict=True)
+
+
+def _restore_adapter(model: PeftModel, folder: Path) -> None:
+    raw = pissa.is_pissa(model)
+    state = pissa.restore_raw(model, folder) if raw else load_peft_weights(str(folder), device="cpu")
+    expected = adapter_state(model)
+    if missing := sorted(set(expected) ^ set(state)):
+        raise ValueError(f"these weights are in one of them only: {', '.join(missing[:4])}")
+    set_peft_model_state_dict(model, state)
