@@ -8,13 +8,13 @@ UNFINISHED = "\ufffd"  # what a decoder prints for the first bytes of a characte
 class TextStream:
     """Turns ids that arrive one by one into pieces of text that join to the text of all ids together.
 
-    Only a window of recent tokens is decoded at each step, so the cost does not grow with the answer.
+    Only a window of recent tokens is decoded at each step, so the cost does not grow with the answer. Bytes that form
+    no character at all may print differently from a decoder that sees them together.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
         self._ids: list[int] = []
-        self._emitted = ""
         self._context = self._start = 0  # the window is ids[context:]; ids[context:start] are already printed
 
     def push(self, token_id: int) -> str:
@@ -25,15 +25,13 @@ class TextStream:
         if now.endswith(UNFINISHED) or len(now) <= len(before) or not now.startswith(before):
             return ""
         self._context, self._start = self._start, len(self._ids)
-        piece = now[len(before) :]
-        self._emitted += piece
-        return piece
+        return now[len(before) :]
 
     def flush(self) -> str:
         """Return what is left when no more tokens come, an unfinished character included."""
-        whole = self._decode(self._ids)
-        rest = whole[len(self._emitted) :] if whole.startswith(self._emitted) else ""
-        self._emitted += rest
+        before = self._decode(self._ids[self._context : self._start])
+        rest = self._decode(self._ids[self._context :])[len(before) :]
+        self._context = self._start = len(self._ids)
         return rest
 
     def _decode(self, ids: list[int]) -> str:

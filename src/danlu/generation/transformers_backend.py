@@ -49,8 +49,8 @@ class TransformersGenerator:
         with generating(self.model):
             for start in range(0, len(order), self._batch_size):
                 rows = order[start : start + self._batch_size]
-                batch = self._generate_batch([prompts[r] for r in rows], [limits[r] for r in rows], settings, seed, rows)
-                answers.update(zip(rows, batch, strict=True))
+                texts, rooms = [prompts[row] for row in rows], [limits[row] for row in rows]
+                answers.update(zip(rows, self._generate_batch(texts, rooms, settings, seed, rows), strict=True))
         return [answers[row] for row in range(len(prompts))]
 
     def stream(self, prompt: Sequence[int], settings: GenerationConfig, *, seed: int = 0) -> Iterator[str]:
@@ -65,11 +65,10 @@ class TransformersGenerator:
         with generating(self.model):
             worker.start()
             try:
-                for token in feed.tokens():
-                    if (token not in self.stop_ids or not settings.skip_special_tokens) and (piece := text.push(token)):
-                        yield piece
-                if rest := text.flush():
-                    yield rest
+                hidden = self.stop_ids if settings.skip_special_tokens else ()
+                pushed = (text.push(token) for token in feed.tokens() if token not in hidden)
+                yield from (piece for piece in pushed if piece)
+                yield from filter(None, [text.flush()])
             finally:
                 feed.cancelled.set()
                 worker.join()
