@@ -3,9 +3,10 @@
     z = cap(s (h W^T + b)),   cap(x) = c tanh(x / c)   (identity without soft-capping)
     nll_t = log sum_v exp(z_tv) - z_t,y            d nll_t / d z_tv = softmax(z_t)_v - [v = y]
 
-Where every row's weight is known before the backward pass (pre-training, supervised fine-tuning) the gradients of h, W and b
-are formed beside the loss while the tile is at hand: three matrix products, two with a frozen head. Where it is not
-(preference and policy losses), `linear_logps` keeps one normaliser a row and forms the tile again in the backward pass.
+Where every row's weight is known before the backward pass (pre-training, supervised fine-tuning) the gradients of h, W
+and b are formed beside the loss while the tile is at hand: three matrix products, two with a frozen head. Where it is
+not (preference and policy losses), `linear_logps` keeps one normaliser a row and forms each tile again in the backward
+pass.
 The idea of tiling the head: Wijmans et al. 2024, arXiv 2411.09009 (Cut Cross-Entropy); of gradients in the forward
 pass: Hsu et al. 2024, arXiv 2410.10989 (Liger Kernel).
 

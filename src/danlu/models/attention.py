@@ -41,8 +41,9 @@ def segment_attention(
             attention_mask.windows.append(sliding_window)
         return attend_segments(query, key, value, attention_mask, rule), None
     if rule.is_plain:
-        return sdpa_attention_forward(
+        out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        return out, None
     if attention_mask is None and query.shape[2] > 1:
         attention_mask = causal_mask(query.shape[2], sliding_window, query.device)
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]

@@ -23,6 +23,8 @@ from danlu.losses.linear_cross_entropy import (
     tile_rows_for,
 )
 
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
 
 @dataclass(frozen=True)
 class VocabularyHead:
@@ -95,14 +97,14 @@ def _num_outputs(module: nn.Module) -> int:
 def known_transforms(config: PreTrainedConfig) -> list[LogitTransform]:
     """Return what a family with this config may do to its logits, likeliest first.
 
-    Soft-capping: Gemma 2 and 3. `logit_scale`: Cohere. `logits_scaling`: Granite divides by it, HyperCLOVA X
-    multiplies. `lm_head_multiplier`: Falcon H1. `output_multiplier`: muP families.
+    Soft-capping: Gemma 2, RecurrentGemma, xLSTM. `logit_scale`: Cohere. `logits_scaling`: Granite divides by it,
+    HyperCLOVA X multiplies. `lm_head_multiplier`: Falcon H1. `output_multiplier`: muP families.
     """
     text: Any = config.get_text_config()
-    softcap = getattr(text, "final_logit_softcapping", None)
-    scales = [getattr(text, name, None) for name in ("logit_scale", "lm_head_multiplier", "output_multiplier")]
-    divisor = getattr(text, "logits_scaling", None)
-    if divisor:
-        scales += [1.0 / divisor, divisor]
-    scales = [float(scale) for scale in scales if scale] + [1.0]
+    softcap = next((value for name in SOFTCAPS if (value := getattr(text, name, None))), None)
+    named = (getattr(text, name, None) for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"))
+    scales = [float(scale) for scale in named if scale]
+    if divisor := getattr(text, "logits_scaling", None):
+        scales += [1.0 / divisor, float(divisor)]
+    scales.append(1.0)
     return [LogitTransform(scale, softcap) for scale in scales] + ([LogitTransform()] if softcap else [])

@@ -1,7 +1,7 @@
 """A stock causal LM called on flat token streams: body over segments, head on supervised rows only, one nn.Module.
 
-Distributed wrappers go around `PackedLM`, so that everything that needs a gradient is used inside its forward. The model
-inside stays what transformers or peft made it: `.model` saves, generates and loads as ever.
+Distributed wrappers go around `PackedLM`, so that everything that needs a gradient is used inside its forward. The
+model inside stays what transformers or peft made it: `.model` saves, generates and loads as ever.
 """
 
 import inspect
@@ -25,7 +25,12 @@ Output = Literal["nll_sum", "logps"]
 
 @dataclass(frozen=True, slots=True)
 class LayoutReport:
-    """What a PackedLM does: layout "packed" | "padded" | "undecided", head "tiled" | "module" | "model" | "undecided"."""
+    """What a PackedLM does; "undecided" before its first forward.
+
+    layout  packed | padded
+    head    tiled | module | model
+    notice  why not packed, why not tiled; empty when there is nothing to say
+    """
 
     layout: str
     head: str

@@ -44,10 +44,16 @@ def base_of(model: nn.Module) -> PreTrainedModel:
     return model if isinstance(model, PreTrainedModel) else model.get_base_model()
 
 
+def body_of(base: PreTrainedModel) -> nn.Module:
+    """Return the part of a causal LM below its head; the model itself where it does not part them."""
+    body: nn.Module = base.base_model
+    return base.get_decoder() if body is base else body
+
+
 def packed_hidden(base: PreTrainedModel, stream: StreamTensors, segments: Segments) -> Tensor:
     """Return the body's last hidden states over the flat stream, (T, H)."""
     with in_flight(segments):
-        out = base.base_model(
+        out = body_of(base)(
             input_ids=stream.input_ids[None], position_ids=stream.position_ids[None], use_cache=False)
     hidden: Tensor = out.last_hidden_state
     return hidden[0]
@@ -55,7 +61,7 @@ def packed_hidden(base: PreTrainedModel, stream: StreamTensors, segments: Segmen
 
 def padded_hidden(base: PreTrainedModel, batch: PaddedBatch) -> Tensor:
     """Return the body's last hidden states over the padded batch, (S, L, H)."""
-    out = base.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    out = body_of(base)(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     hidden: Tensor = out.last_hidden_state
     return hidden
 
@@ -67,7 +73,7 @@ def make_plan(model: nn.Module, stream: StreamTensors) -> RunPlan:
     everything = torch.arange(probe.num_tokens, device=probe.input_ids.device)
     with evaluating(model), torch.no_grad():
         own = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-        if base.base_model is base:
+        if body_of(base) in (base, None):
             return RunPlan(False, None, (f"{type(base).__name__} does not part body and head",))
         hidden = batch.gather(padded_hidden(base, batch), everything)
         against = _why_not_packed(base, probe, hidden)

@@ -58,8 +58,8 @@ def attend_by_group(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, se
             at = members[0]
             pieces[at] = attend(queries[at], keys[at], values[at], rule).transpose(1, 2)
             continue
-        batch = (torch.cat([x[at] for at in members]) for x in (queries, keys, values))
-        together = attend(*batch, rule).transpose(1, 2)
+        query, key, value = (torch.cat([x[at] for at in members]) for x in (queries, keys, values))
+        together = attend(query, key, value, rule).transpose(1, 2)
         for at, piece in zip(members, together.split(1), strict=True):
             pieces[at] = piece
     return torch.cat(pieces, dim=1)
@@ -67,9 +67,9 @@ def attend_by_group(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, se
 
 def _attend_equal(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, length: int, rule: Rule) -> Tensor:
     """Attend inside segments that all have one length: a batch, without a copy of the stream."""
-    batch = (x.transpose(1, 2).reshape(-1, length, x.shape[1], x.shape[3]).transpose(1, 2)
-             for x in (query_1HTD, key_1KTD, value_1KTD))
-    out_NLHD = attend(*batch, rule).transpose(1, 2)
+    query, key, value = (x.transpose(1, 2).reshape(-1, length, x.shape[1], x.shape[3]).transpose(1, 2)
+                         for x in (query_1HTD, key_1KTD, value_1KTD))
+    out_NLHD = attend(query, key, value, rule).transpose(1, 2)
     return out_NLHD.reshape(1, -1, *out_NLHD.shape[2:])
 
 

@@ -13,7 +13,7 @@ from danlu.core.stream import Stream
 
 @dataclass(frozen=True)
 class StreamTensors:
-    """The torch mirror of `core.stream.Stream`; lengths are plain integers, so that no layout question waits on a device.
+    """The torch mirror of `core.stream.Stream`; lengths are plain integers, so that layout never waits on a device.
 
     input_ids    (T,)   int64    all segments one behind the other
     position_ids (T,)   int64    restart at 0 in each segment
