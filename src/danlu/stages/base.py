@@ -51,6 +51,7 @@ class Stage:
     roles: ClassVar[tuple[str, ...]] = ("policy",)
     needs_template: ClassVar[bool] = True
     packs_by_default: ClassVar[bool] = False
+    loss_is_nll: ClassVar[bool] = True  # a mean per token, so that exp(loss) is a perplexity
 
     def __init__(self, config: Any, models: Models) -> None:
         self.config, self.models = config, models

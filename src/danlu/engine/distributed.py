@@ -1,0 +1,99 @@
+"""One process or many: placement, precision and sums over processes, on accelerate."""
+
+import os
+import random
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+    gather_object,
+)
+
+from danlu.core.errors import CapabilityError, UserError
+from danlu.engine.config import EngineConfig
+
+T = TypeVar("T")
+
+
+def start(config: EngineConfig, project_dir: Path, log_with: list[str]) -> Accelerator:
+    """Join the processes of the launch environment (torchrun, accelerate) and choose device and precision."""
+    _check_capabilities(config)
+    if AcceleratorState._shared_state:
+        # A process may train twice (a pipeline, a test); the precision of the first run must not stick.
+        AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    ddp = DistributedDataParallelKwargs(
+        broadcast_buffers=bool(config.ddp_broadcast_buffers), bucket_cap_mb=config.ddp_bucket_cap_mb or 25,
+        find_unused_parameters=bool(config.ddp_find_unused_parameters))
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=config.ddp_timeout), backend=config.ddp_backend)
+    logs = config.logging_dir or str(project_dir / "runs")
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.bf16 else "fp16" if config.fp16 else "no", cpu=config.use_cpu,
+        log_with=log_with or None, kwargs_handlers=[ddp, group],
+        project_config=ProjectConfiguration(project_dir=str(project_dir), logging_dir=logs))
+    if config.tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+    if config.full_determinism:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return accelerator
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def sum_over_ranks(accelerator: Accelerator, values: list[float]) -> list[float]:
+    """Return the sums of `values` over all processes, added in float64."""
+    if accelerator.num_processes == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+    torch.distributed.all_reduce(total)
+    summed: list[float] = total.tolist()
+    return summed
+
+
+def gather_lists(accelerator: Accelerator, items: list[T]) -> list[T]:
+    """Return the items of all processes, in the order of the processes."""
+    if accelerator.num_processes == 1:
+        return items
+    gathered: list[T] = gather_object(items)
+    return gathered
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Run `work` in the first process and give its result, or its user error, to all."""
+    if accelerator.num_processes == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except UserError as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result
+
+
+def _check_capabilities(config: EngineConfig) -> None:
+    has_gpu = torch.cuda.is_available() and not config.use_cpu
+    if config.fp16 and not has_gpu:
+        raise CapabilityError("fp16 needs a GPU: float16 training with loss scaling does not run on the CPU",
+                              where="fp16", fix="set bf16: true, or leave both out for float32")
+    if config.bf16 and has_gpu and not torch.cuda.is_bf16_supported():
+        raise CapabilityError("this GPU has no bfloat16", where="bf16", fix="set fp16: true instead")

@@ -1,0 +1,90 @@
+"""Evaluation: the loss over a whole data set as one global mean, no gradient, nothing kept but sums."""
+
+import math
+import time
+from collections.abc import Mapping, Sized
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+
+from danlu.core.errors import DataError
+from danlu.core.stream import Example
+from danlu.engine.distributed import sum_over_ranks
+from danlu.stages.base import Stage
+
+
+class Examples(Sized, Protocol):
+    """A data set as the engine sees it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identify content, order and encoding."""
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def origin(self, index: int) -> str:
+        """Return file and row behind a position."""
+
+
+EvalSets = Examples | Mapping[str, Examples] | None
+Sums = tuple[float, float, dict[str, float]]
+
+
+def named_sets(sets: EvalSets) -> dict[str, Examples]:
+    """Return evaluation sets by name; a single one has the empty name."""
+    if sets is None:
+        return {}
+    return dict(sets) if isinstance(sets, Mapping) else {"": sets}
+
+
+def evaluate(stage: Stage, sets: dict[str, Examples], accelerator: Accelerator, batch_size: int) -> dict[str, float]:
+    """Return eval_loss (mean over all terms of all sets), perplexity, metrics and speed; per set as eval_{name}_*."""
+    began = time.monotonic()
+    report: dict[str, float] = {}
+    total: Sums = (0.0, 0.0, {})
+    for name, dataset in sets.items():
+        if len(dataset) == 0:
+            raise DataError("the evaluation set is empty", where=name or "eval_dataset", fix="check val_size")
+        with torch.no_grad():
+            sums = _sums(stage, dataset, accelerator, batch_size)
+        total = _add(total, sums)
+        if len(sets) > 1 or name:
+            report |= _metrics(sums, f"eval_{name}_", stage.loss_is_nll)
+    report |= _metrics(total, "eval_", stage.loss_is_nll)
+    seconds = time.monotonic() - began
+    report["eval_runtime"] = round(seconds, 4)
+    report["eval_samples_per_second"] = round(sum(len(one) for one in sets.values()) / seconds, 3)
+    return report
+
+
+def _sums(stage: Stage, dataset: Examples, accelerator: Accelerator, batch_size: int) -> Sums:
+    own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+    total, count = 0.0, 0.0
+    metrics: dict[str, float] = {}
+    for start in range(0, len(own), batch_size):
+        examples = [dataset[i] for i in own[start:start + batch_size]]
+        for minibatch in stage.prepare(examples):
+            micro = stage.collate(minibatch)
+            count += float(stage.count(micro))
+            output = stage.loss(micro.to(accelerator.device))
+            total += float(output.total)
+            for name, value in output.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + float(value)
+    names = sorted(metrics)
+    total, count, *values = sum_over_ranks(accelerator, [total, count, *(metrics[name] for name in names)])
+    return total, count, dict(zip(names, values, strict=True))
+
+
+def _add(left: Sums, right: Sums) -> Sums:
+    metrics = {name: left[2].get(name, 0.0) + value for name, value in right[2].items()}
+    return left[0] + right[0], left[1] + right[1], metrics
+
+
+def _metrics(sums: Sums, prefix: str, is_nll: bool) -> dict[str, float]:
+    total, count, metrics = sums
+    loss = total / count if count else math.nan
+    report: dict[str, Any] = {f"{prefix}loss": loss}
+    if is_nll:
+        report[f"{prefix}perplexity"] = math.exp(loss) if loss < 700 else math.inf
+    return report | {f"{prefix}{name}": value / count for name, value in metrics.items()}
