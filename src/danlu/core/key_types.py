@@ -16,3 +16,17 @@ def split_commas(value: Any) -> Any:
 
 CommaList = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 FloatList = Annotated[tuple[float, ...], BeforeValidator(split_commas)]
+
+
+def only_with(**conditions: Any) -> dict[str, Any]:
+    """Mark a field as without effect unless each named key has one of the given values (for Field's extra).
+
+    `only_with(finetuning_type="lora")`; a tuple lists several values; True stands for any value but none or false.
+    """
+    return {"x-only-with": {key: list(wanted) if isinstance(wanted, tuple) else [wanted]
+                            for key, wanted in conditions.items()}}
+
+
+def not_in(*stages: str) -> dict[str, Any]:
+    """Mark a field as without effect in the named stages."""
+    return {"x-idle-stages": list(stages)}

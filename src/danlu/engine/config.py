@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from danlu.core.config import StrictConfig
-from danlu.core.key_types import CommaList
+from danlu.core.key_types import CommaList, only_with
 
 Optimizer = Literal[
     "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop", "ademamix",
@@ -49,8 +49,12 @@ class EngineConfig(StrictConfig):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
     adam_epsilon: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 leaves them.")
-    loraplus_lr_ratio: float | None = Field(None, gt=0, description="Learning rate of LoRA's B over that of A (LoRA+).")
-    loraplus_lr_embedding: float = Field(1e-6, ge=0, description="Learning rate of embedding adapters with LoRA+.")
+    loraplus_lr_ratio: float | None = Field(
+        None, gt=0, description="Learning rate of LoRA's B over that of A (LoRA+).",
+        json_schema_extra=only_with(finetuning_type="lora"))
+    loraplus_lr_embedding: float = Field(
+        1e-6, ge=0, description="Learning rate of embedding adapters with LoRA+.",
+        json_schema_extra=only_with(loraplus_lr_ratio=True))
     neftune_noise_alpha: float | None = Field(
         None, ge=0, description="Uniform noise on embeddings while training, scaled by alpha / sqrt(L d) (NEFTune).")
     label_smoothing_factor: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all tokens.")
@@ -66,8 +70,12 @@ class EngineConfig(StrictConfig):
     fp16_full_eval: bool = Field(False, description="Evaluate with all weights in float16.")
     use_cpu: bool = Field(False, description="Stay on the CPU although there is a GPU.")
     torch_compile: bool = Field(False, description="Compile the model with torch.compile.")
-    torch_compile_backend: str | None = Field(None, description="Backend of torch.compile; unset: inductor.")
-    torch_compile_mode: str | None = Field(None, description="Mode of torch.compile, such as reduce-overhead.")
+    torch_compile_backend: str | None = Field(
+        None, description="Backend of torch.compile; unset: inductor.",
+        json_schema_extra=only_with(torch_compile=True))
+    torch_compile_mode: str | None = Field(
+        None, description="Mode of torch.compile, such as reduce-overhead.",
+        json_schema_extra=only_with(torch_compile=True))
     ddp_timeout: int = Field(1800, ge=1, description="Seconds that processes wait for each other.")
     ddp_backend: str | None = Field(None, description="How processes talk: nccl or gloo; unset: by device.")
     ddp_find_unused_parameters: bool | None = Field(None, description="Let DDP look for weights without gradient.")
@@ -75,9 +83,13 @@ class EngineConfig(StrictConfig):
     ddp_broadcast_buffers: bool | None = Field(None, description="Send buffers of the first process to all others.")
     # logging
     logging_strategy: Interval = Field("steps", description="When the loss is logged.")
-    logging_steps: float = Field(500, gt=0, description="Steps between two log lines; below 1: a share of all steps.")
+    logging_steps: float = Field(
+        500, gt=0, description="Steps between two log lines; below 1: a share of all steps.",
+        json_schema_extra=only_with(logging_strategy="steps"))
     logging_first_step: bool = Field(False, description="Log the first step as well.")
-    logging_dir: str | None = Field(None, description="Folder of TensorBoard files; unset: output_dir/runs.")
+    logging_dir: str | None = Field(
+        None, description="Folder of TensorBoard files; unset: output_dir/runs.",
+        json_schema_extra=only_with(report_to=True))
     disable_tqdm: bool | None = Field(None, description="Show no progress bar; unset: shown in a terminal.")
     plot_loss: bool = Field(False, description="Draw the loss curve to training_loss.png.")
     include_num_input_tokens_seen: Literal["no", "all", "non_padding"] = Field(
@@ -88,17 +100,32 @@ class EngineConfig(StrictConfig):
         (), description="Trackers: tensorboard, wandb, swanlab, mlflow, trackio; or none, all.")
     run_name: str | None = Field(None, description="Name of the run in the trackers; unset: output_dir.")
     project: str = Field("danlu", description="Name of the project in the trackers.")
-    swanlab_project: str | None = Field(None, description="SwanLab: project; unset: the key above.")
-    swanlab_workspace: str | None = Field(None, description="SwanLab: workspace.")
-    swanlab_run_name: str | None = Field(None, description="SwanLab: name of the run; unset: run_name.")
-    swanlab_mode: Literal["cloud", "local"] = Field("cloud", description="SwanLab: on its servers or on this machine.")
-    swanlab_api_key: str | None = Field(None, description="SwanLab: API key.")
-    swanlab_logdir: str | None = Field(None, description="SwanLab: folder of local logs.")
+    swanlab_project: str | None = Field(
+        None, description="SwanLab: project; unset: the key above.",
+        json_schema_extra=only_with(report_to=True))
+    swanlab_workspace: str | None = Field(
+        None, description="SwanLab: workspace.",
+        json_schema_extra=only_with(report_to=True))
+    swanlab_run_name: str | None = Field(
+        None, description="SwanLab: name of the run; unset: run_name.",
+        json_schema_extra=only_with(report_to=True))
+    swanlab_mode: Literal["cloud", "local"] = Field(
+        "cloud", description="SwanLab: on its servers or on this machine.",
+        json_schema_extra=only_with(report_to=True))
+    swanlab_api_key: str | None = Field(
+        None, description="SwanLab: API key.",
+        json_schema_extra=only_with(report_to=True))
+    swanlab_logdir: str | None = Field(
+        None, description="SwanLab: folder of local logs.",
+        json_schema_extra=only_with(report_to=True))
     # evaluation
     eval_strategy: Interval = Field("no", description="When to evaluate while training.")
     eval_steps: float | None = Field(
-        None, gt=0, description="Steps between evaluations; below 1: a share; unset: logging_steps.")
-    eval_delay: float = Field(0, ge=0, description="Steps (or epochs) before the first evaluation.")
+        None, gt=0, description="Steps between evaluations; below 1: a share; unset: logging_steps.",
+        json_schema_extra=only_with(eval_strategy="steps"))
+    eval_delay: float = Field(
+        0, ge=0, description="Steps (or epochs) before the first evaluation.",
+        json_schema_extra=only_with(eval_strategy=("steps", "epoch")))
     eval_on_start: bool = Field(False, description="Evaluate before the first step.")
     per_device_eval_batch_size: int = Field(8, ge=1, description="Examples per device in one evaluation pass.")
     early_stopping_steps: int | None = Field(None, ge=1, description="Stop after this many evaluations without gain.")
@@ -107,7 +134,9 @@ class EngineConfig(StrictConfig):
     greater_is_better: bool | None = Field(None, description="Whether more is better; unset: not for losses.")
     # checkpoints
     save_strategy: Literal["no", "steps", "epoch", "best"] = Field("steps", description="When checkpoints are written.")
-    save_steps: float = Field(500, gt=0, description="Steps between checkpoints; below 1: a share of all steps.")
+    save_steps: float = Field(
+        500, gt=0, description="Steps between checkpoints; below 1: a share of all steps.",
+        json_schema_extra=only_with(save_strategy="steps"))
     save_total_limit: int | None = Field(None, ge=1, description="Checkpoints kept; the oldest go first.")
     save_only_model: bool = Field(False, description="Leave optimiser and random state out; such a run cannot resume.")
 

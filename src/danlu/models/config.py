@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from danlu.core.config import StrictConfig
-from danlu.core.key_types import CommaList
+from danlu.core.key_types import CommaList, only_with
 
 
 class ModelConfig(StrictConfig):
@@ -14,7 +14,9 @@ class ModelConfig(StrictConfig):
     model_name_or_path: str | None = Field(None, description="Base model: a folder or a hub id.")
     adapter_name_or_path: CommaList = Field(
         (), description="Adapters on top of the base, comma separated: all but the last are merged, the last goes on.")
-    adapter_folder: str | None = Field(None, description="Folder that holds the adapters named in the key above.")
+    adapter_folder: str | None = Field(
+        None, description="Folder that holds the adapters named in the key above.",
+        json_schema_extra=only_with(adapter_name_or_path=True))
     cache_dir: str | None = Field(None, description="Folder for models and data sets fetched from a hub.")
     use_fast_tokenizer: bool = Field(True, description="Use the tokenizer in Rust when the model has one.")
     resize_vocab: bool = Field(False, description="Grow embedding and head when the tokenizer knows more tokens.")
@@ -25,7 +27,8 @@ class ModelConfig(StrictConfig):
         None, description="YAML file that maps new special tokens to descriptions; used by init_special_tokens.")
     init_special_tokens: Literal["noise_init", "desc_init", "desc_init_w_noise"] = Field(
         "noise_init",
-        description="New embedding rows: mean of all rows plus noise, mean of the description's rows, or both.")
+        description="New embedding rows: mean of all rows plus noise, mean of the description's rows, or both.",
+        json_schema_extra=only_with(new_special_tokens_config=True))
     model_revision: str = Field("main", description="Branch, tag or commit of the model on the hub.")
     rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = Field(
         None, description="Stretch rotary positions so that cutoff_len may exceed the model's context.")
@@ -62,11 +65,17 @@ class ModelConfig(StrictConfig):
 class QuantizationConfig(StrictConfig):
     """How the frozen base is stored in few bits."""
 
-    quantization_method: Literal["bnb"] = Field("bnb", description="Library that quantises on loading: bitsandbytes.")
+    quantization_method: Literal["bnb"] = Field(
+        "bnb", description="Library that quantises on loading: bitsandbytes.",
+        json_schema_extra=only_with(quantization_bit=True))
     quantization_bit: Literal[4, 8] | None = Field(
         None, description="Bits per weight of the base; unset loads it unquantised.")
-    quantization_type: Literal["fp4", "nf4"] = Field("nf4", description="Number format of 4-bit weights.")
-    double_quantization: bool = Field(True, description="Quantise the 4-bit scales too; saves 0.4 bits per weight.")
+    quantization_type: Literal["fp4", "nf4"] = Field(
+        "nf4", description="Number format of 4-bit weights.",
+        json_schema_extra=only_with(quantization_bit=4))
+    double_quantization: bool = Field(
+        True, description="Quantise the 4-bit scales too; saves 0.4 bits per weight.",
+        json_schema_extra=only_with(quantization_bit=4))
 
 
 class AdapterConfig(StrictConfig):
@@ -76,25 +85,47 @@ class AdapterConfig(StrictConfig):
         "lora", description="Train low-rank adapters, some layers, or all weights.")
     pure_bf16: bool = Field(False, description="Hold all weights in bfloat16 and train without a float32 copy.")
     additional_target: CommaList = Field(
-        (), description="Modules that are trained in full beside the adapter, and saved with it.")
+        (), description="Modules that are trained in full beside the adapter, and saved with it.",
+        json_schema_extra=only_with(finetuning_type="lora"))
     create_new_adapter: bool = Field(
-        False, description="Merge the given adapters into the base and start a new one, instead of going on.")
+        False, description="Merge the given adapters into the base and start a new one, instead of going on.",
+        json_schema_extra=only_with(finetuning_type="lora"))
     freeze_trainable_layers: int = Field(
-        2, description="Layers to train with finetuning_type freeze: the last n, or the first |n| when negative.")
+        2, description="Layers to train with finetuning_type freeze: the last n, or the first |n| when negative.",
+        json_schema_extra=only_with(finetuning_type="freeze"))
     freeze_trainable_modules: CommaList = Field(
-        ("all",), description="Modules of those layers to train, comma separated; all takes every one.")
+        ("all",), description="Modules of those layers to train, comma separated; all takes every one.",
+        json_schema_extra=only_with(finetuning_type="freeze"))
     freeze_extra_modules: CommaList = Field(
-        (), description="Modules outside the layers to train too, comma separated.")
-    lora_rank: int = Field(8, ge=1, description="Rank r of the update B A.")
-    lora_alpha: int | None = Field(None, ge=1, description="Scale of the update is alpha / r; unset: 2 r.")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of A.")
+        (), description="Modules outside the layers to train too, comma separated.",
+        json_schema_extra=only_with(finetuning_type="freeze"))
+    lora_rank: int = Field(
+        8, ge=1, description="Rank r of the update B A.",
+        json_schema_extra=only_with(finetuning_type="lora"))
+    lora_alpha: int | None = Field(
+        None, ge=1, description="Scale of the update is alpha / r; unset: 2 r.",
+        json_schema_extra=only_with(finetuning_type="lora"))
+    lora_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout on the input of A.",
+        json_schema_extra=only_with(finetuning_type="lora"))
     lora_target: CommaList = Field(
-        ("all",), description="Modules that get an adapter, comma separated; all: every linear layer but the head.")
-    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r) (rank-stabilised LoRA).")
-    use_dora: bool = Field(False, description="Learn the norm of each output row beside the update (DoRA).")
-    pissa_init: bool = Field(False, description="Start A and B from the largest singular vectors (PiSSA).")
-    pissa_iter: int = Field(16, ge=-1, description="Subspace iterations of the fast SVD; -1 takes the exact SVD.")
-    pissa_convert: bool = Field(False, description="Save a PiSSA adapter as a plain LoRA of the original base.")
+        ("all",), description="Modules that get an adapter, comma separated; all: every linear layer but the head.",
+        json_schema_extra=only_with(finetuning_type="lora"))
+    use_rslora: bool = Field(
+        False, description="Scale by alpha / sqrt(r) (rank-stabilised LoRA).",
+        json_schema_extra=only_with(finetuning_type="lora"))
+    use_dora: bool = Field(
+        False, description="Learn the norm of each output row beside the update (DoRA).",
+        json_schema_extra=only_with(finetuning_type="lora"))
+    pissa_init: bool = Field(
+        False, description="Start A and B from the largest singular vectors (PiSSA).",
+        json_schema_extra=only_with(finetuning_type="lora"))
+    pissa_iter: int = Field(
+        16, ge=-1, description="Subspace iterations of the fast SVD; -1 takes the exact SVD.",
+        json_schema_extra=only_with(pissa_init=True))
+    pissa_convert: bool = Field(
+        False, description="Save a PiSSA adapter as a plain LoRA of the original base.",
+        json_schema_extra=only_with(pissa_init=True))
 
     @property
     def alpha(self) -> int:
