@@ -23,8 +23,8 @@ IDS = torch.tensor([[5, 9, 30, 77, 12, 250, 3, 8], [7, 7, 100, 4, 4, 19, 20, 21]
 
 
 def build(
-    base: Path, method: AdapterConfig, dtype: torch.dtype = torch.float32, quantization: QuantizationConfig | None = None,
-    seed: int = 0, **model_keys: object,
+    base: Path, method: AdapterConfig, dtype: torch.dtype = torch.float32,
+    quantization: QuantizationConfig | None = None, seed: int = 0, **model_keys: object,
 ) -> nn.Module:
     torch.manual_seed(seed)
     config = ModelConfig(model_name_or_path=str(base), **model_keys)

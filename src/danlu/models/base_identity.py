@@ -69,7 +69,7 @@ def check_same_base(adapter: str, base_name: str) -> None:
     difference = _difference(recorded, found)
     if difference:
         raise UserError(
-            f"the adapter {adapter} was trained on another model: {difference}", where="adapter_name_or_path",
+            f"the adapter {adapter} was trained on another base: {difference}", where="adapter_name_or_path",
             fix=f"set model_name_or_path: {recorded['base']}; to use it here all the same, delete {folder / FILE}")
 
 

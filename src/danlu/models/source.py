@@ -49,6 +49,8 @@ def check_tokenizer_source(name: str) -> str:
         return name
     if not has_any(folder, TOKENIZER_FILES):
         _refuse_adapter(folder)
+        if not has_any(folder, CONFIG_FILES):
+            raise _wrong_folder(folder, "a model", [*CONFIG_FILES, *WEIGHT_FILES, "tokenizer.json"])
         raise _wrong_folder(folder, "a tokenizer", TOKENIZER_FILES)
     return str(folder)
 
