@@ -1,0 +1,207 @@
+"""The composition root: the only place that wires configuration, data, models, stage and engine together."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from transformers import PreTrainedTokenizerBase
+
+from danlu.core.console import notice, say
+from danlu.core.errors import ConfigError, UserError
+from danlu.core.run_dir import TEMPORARY_PREFIX, RunDir
+from danlu.data.dataset import TokenDataset, build_dataset
+from danlu.data.encode import EncodeContext
+from danlu.data.loader import Records, load_records, split_validation
+from danlu.data.preview import describe_first
+from danlu.engine.distributed import on_main
+from danlu.engine.loop import Engine, TrainResult
+from danlu.models.card import CardFacts
+from danlu.models.check import check_token_ids
+from danlu.models.checkpointing import set_checkpointing
+from danlu.models.groups import optimizer_groups
+from danlu.models.load import load_model
+from danlu.models.neftune import add_embedding_noise
+from danlu.models.packed_lm import PackedLM
+from danlu.models.precision import Precision, resolve_precision
+from danlu.models.save import ModelSaver
+from danlu.models.tokenizer import load_tokenizer
+from danlu.models.vocabulary import embedding_rows
+from danlu.run_config import RunConfig
+from danlu.stages.base import STAGES, Models, Stage
+from danlu.templates import resolve as resolve_template
+
+CARD_KEYS = (
+    "cutoff_len", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "num_train_epochs",
+    "max_steps", "lr_scheduler_type", "optim", "seed", "lora_rank", "lora_alpha", "quantization_bit")
+"""The hyper-parameters a model card shows when they were given."""
+EvalSets = dict[str, TokenDataset]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run needs before a model is loaded."""
+
+    stage: type[Stage]
+    tokenizer: PreTrainedTokenizerBase
+    context: EncodeContext
+    train: TokenDataset | None
+    evaluation: EvalSets
+
+
+def train(config: RunConfig) -> dict[str, float]:
+    """Train, evaluate and predict as the configuration says; return the numbers of all_results.json.
+
+    Raises UserError for what the user can mend, Interrupted after Ctrl-C (a checkpoint is written).
+    """
+    prepared = prepare(config)
+    run = RunDir.create(output_dir(config), overwrite=config.engine.overwrite_output_dir, config=config.given(),
+                        inputs=[*filter(None, [config.model.model_name_or_path]), *config.model.adapter_name_or_path])
+    if prepared.train is not None:
+        prepared.train.ledger.write(run.path)
+    saver = ModelSaver(prepared.tokenizer, prepared.context.template, str(config.model.model_name_or_path),
+                       facts=card_facts(config, {}))
+    precision = run_precision(config)
+    settings = config.engine.model_copy(update={
+        "bf16": precision.autocast and not precision.scaler, "fp16": precision.scaler})
+    engine = Engine(settings, run, saver, record=config.given())
+    stage = build_stage(config, prepared, precision)
+    numbers: dict[str, float] = {}
+    if config.do_train and prepared.train is not None:
+        result = fit(config, engine, stage, prepared)
+        numbers |= result.metrics
+        save_result(config, engine, saver, stage, run, result)
+    if config.do_eval and prepared.evaluation and not config.predict_with_generate:
+        numbers |= engine.evaluate(stage, prepared.evaluation)
+    if config.do_predict or (config.do_eval and config.predict_with_generate):
+        from danlu.evaluation.predict import predict
+
+        numbers |= predict(config, stage.models.policy, prepared.context, run)
+    say("results: " + ", ".join(f"{name} {value:.6g}" for name, value in numbers.items()))
+    return numbers
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Load the tokenizer and encode the data; no model is loaded."""
+    stage = STAGES[config.stage]
+    tokenizer = load_tokenizer(config.model)
+    template = resolve_template(config.data.template, tokenizer, needs_dialogue=stage.needs_template)
+    template.prepare_tokenizer(tokenizer)
+    context = EncodeContext(tokenizer, template, config.data)
+    train_set, eval_sets = load_data(config, stage, context)
+    return Prepared(stage, tokenizer, context, train_set, eval_sets)
+
+
+def load_data(
+    config: RunConfig, stage: type[Stage], context: EncodeContext,
+) -> tuple[TokenDataset | None, EvalSets]:
+    """Return the encoded training set and the evaluation sets by name."""
+    data = config.data
+    records: Records | None = None
+    held_out: Records | None = None
+    if config.do_train or data.val_size:
+        records = load_records(data, stage.record, seed=config.engine.seed)
+        if data.val_size:
+            records, held_out = split_validation(records, data.val_size, config.engine.seed)
+    train_set = build_dataset(records, stage, context) if records is not None and config.do_train else None
+    eval_sets: EvalSets = {}
+    if held_out is not None:
+        eval_sets[""] = build_dataset(held_out, stage, context)
+    elif data.eval_dataset or data.eval_file:
+        for name, part in eval_records(config, stage).items():
+            eval_sets[name] = build_dataset(part, stage, context)
+    return train_set, eval_sets
+
+
+def eval_records(config: RunConfig, stage: type[Stage]) -> Mapping[str, Records]:
+    """Return the records of each evaluation set, or of all together under the empty name."""
+    data, seed = config.data, config.engine.seed
+    if not data.eval_on_each_dataset or len(data.eval_dataset) < 2:
+        return {"": load_records(data, stage.record, which="eval", seed=seed)}
+    return {Path(name).stem: load_records(
+        data.model_copy(update={"eval_dataset": (name,)}), stage.record, which="eval", seed=seed)
+        for name in data.eval_dataset}
+
+
+def build_stage(config: RunConfig, prepared: Prepared, precision: Precision) -> Stage:
+    """Load the policy and give it to the stage; refuse data with token ids that the embedding lacks."""
+    set_seed(config.engine.seed)
+    model = load_model(
+        config.model, config.quantization, config.adapter, tokenizer=prepared.tokenizer, trainable=config.do_train,
+        compute_dtype=precision.compute_dtype, max_length=config.data.cutoff_len)
+    for dataset in filter(None, (prepared.train, *prepared.evaluation.values())):
+        outside = dataset.find_ids(embedding_rows(model))
+        check_token_ids([index for index, _ in outside], prepared.tokenizer, model, where=outside[0][1] if outside else "")
+    set_checkpointing(model, config.do_train and config.model.wants_checkpointing(torch.cuda.is_available()))
+    policy = PackedLM(model, label_smoothing=config.engine.label_smoothing_factor)
+    if config.do_train:
+        add_embedding_noise(policy, config.engine.neftune_noise_alpha)
+    settings = prepared.stage.Config.model_validate(config.stage_config_values)
+    return prepared.stage(settings, Models(policy=policy))
+
+
+def fit(config: RunConfig, engine: Engine, stage: Stage, prepared: Prepared) -> TrainResult:
+    """Run the one loop over the training set."""
+    assert prepared.train is not None
+    say(describe_first(prepared.train, prepared.tokenizer))
+    keys = config.engine
+    groups = optimizer_groups(
+        stage.models.policy, learning_rate=keys.learning_rate, weight_decay=keys.weight_decay,
+        loraplus_lr_ratio=keys.loraplus_lr_ratio, loraplus_lr_embedding=keys.loraplus_lr_embedding)
+    return engine.fit(stage, prepared.train, prepared.evaluation, groups=groups)
+
+
+def save_result(
+    config: RunConfig, engine: Engine, saver: ModelSaver, stage: Stage, run: RunDir, result: TrainResult,
+) -> None:
+    """Write the trained weights beside the results, in the number format the base is stored in.
+
+    They are written into a folder of their own and moved file by file, so that none is ever half there.
+    """
+    facts, folder = card_facts(config, result.metrics), run.path / f"{TEMPORARY_PREFIX}result"
+
+    def write() -> None:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            saver.save(stage.models.policy, folder, dtype=saver.stored_dtype, facts=facts)
+            for file in sorted(folder.iterdir()):
+                file.replace(run.path / file.name)
+            folder.rmdir()
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise UserError(f"the result cannot be written: {error.strerror or error}", where=str(run.path),
+                            fix="free space on this disk and run the same command: it goes on from the last checkpoint",
+                            ) from error
+
+    on_main(engine.accelerator, write)
+    say(f"saved to {run.path}")
+
+
+def run_precision(config: RunConfig) -> Precision:
+    """Return the number formats of the run, and say what the device cannot do."""
+    on_gpu = torch.cuda.is_available() and not config.engine.use_cpu
+    precision = resolve_precision(bf16=config.engine.bf16, fp16=config.engine.fp16,
+                                  pure_bf16=config.adapter.pure_bf16, device=torch.device("cuda" if on_gpu else "cpu"))
+    if precision.notice:
+        notice(precision.notice)
+    return precision
+
+
+def card_facts(config: RunConfig, metrics: Mapping[str, float]) -> CardFacts:
+    """Return what the model card tells of this run."""
+    given = config.given()
+    data = config.data
+    return CardFacts(
+        base=str(config.model.model_name_or_path), stage=config.stage, method=config.adapter.finetuning_type,
+        datasets=data.dataset or tuple(filter(None, [data.train_file])),
+        settings={key: given[key] for key in CARD_KEYS if given.get(key) is not None}, metrics=dict(metrics))
+
+
+def output_dir(config: RunConfig) -> str:
+    """Return the folder of the run; refuse a configuration without one."""
+    if not config.engine.output_dir:
+        raise ConfigError('"output_dir" is missing', fix="give a folder for the results")
+    return config.engine.output_dir
+
