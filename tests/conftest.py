@@ -45,7 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     rows = [{"instruction": q, "input": "", "output": a} for q, a in DIALOGUES]
     (folder / "chat.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    prose = [{"text": f"{q} {a}"} for q, a in DIALOGUES]
+    prose = [{"text": f"{number} {q} {a}"} for number, (q, a) in enumerate(DIALOGUES)]
     (folder / "prose.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in prose), "utf-8")
     info = {"chat": {"file_name": "chat.json"}, "prose": {"file_name": "prose.jsonl", "columns": {"prompt": "text"}}}
     (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")

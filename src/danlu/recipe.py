@@ -132,8 +132,8 @@ def build_stage(config: RunConfig, prepared: Prepared, precision: Precision) -> 
         config.model, config.quantization, config.adapter, tokenizer=prepared.tokenizer, trainable=config.do_train,
         compute_dtype=precision.compute_dtype, max_length=config.data.cutoff_len)
     for dataset in filter(None, (prepared.train, *prepared.evaluation.values())):
-        outside = dataset.find_ids(embedding_rows(model))
-        check_token_ids([index for index, _ in outside], prepared.tokenizer, model, where=outside[0][1] if outside else "")
+        outside = dict(dataset.find_ids(embedding_rows(model)))
+        check_token_ids(outside, prepared.tokenizer, model, where=next(iter(outside.values()), ""))
     set_checkpointing(model, config.do_train and config.model.wants_checkpointing(torch.cuda.is_available()))
     policy = PackedLM(model, label_smoothing=config.engine.label_smoothing_factor)
     if config.do_train:

@@ -11,12 +11,12 @@ from danlu.stages.base import STAGES
 from tests.reading import losses, read_json
 
 METHODS: dict[str, dict[str, Any]] = {
-    "full": {"finetuning_type": "full", "learning_rate": 1e-2, "num_train_epochs": 30},
+    "full": {"finetuning_type": "full", "learning_rate": 1e-2, "num_train_epochs": 60},
     "freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 2, "freeze_extra_modules": "norm,embed_tokens",
-               "learning_rate": 1e-2, "num_train_epochs": 60},
-    "lora": {"finetuning_type": "lora", "lora_rank": 32, "learning_rate": 2e-2, "num_train_epochs": 60},
+               "learning_rate": 1e-2, "num_train_epochs": 90},
+    "lora": {"finetuning_type": "lora", "lora_rank": 32, "learning_rate": 2e-2, "num_train_epochs": 120},
     "qlora": {"finetuning_type": "lora", "lora_rank": 32, "quantization_bit": 4, "learning_rate": 2e-2,
-              "num_train_epochs": 60},
+              "num_train_epochs": 120},
 }
 DATA = {"pt": "prose", "sft": "chat"}
 
