@@ -24,6 +24,9 @@ class DataConfig(StrictConfig):
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="A row that cannot be read stops the run, or is left out and listed.")
     cutoff_len: int = Field(2048, ge=1, description="Longest example in tokens; longer ones are cut, and counted.")
+    on_long: Literal["drop", "left", "right", "split", "error"] = Field(
+        "right", description="An example longer than cutoff_len: last rounds go first, then the answer's tail (right), "
+        "first rounds go (left), several examples (split), left out (drop), or the run stops (error).")
     reserved_label_len: int = Field(
         1, ge=0, description="Tokens of the answer that shortening keeps at least.",
         json_schema_extra=not_in("pt"))

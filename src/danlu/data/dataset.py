@@ -1,0 +1,226 @@
+"""The prepared data set: examples as flat arrays mapped from disk, found again by what they were made from.
+
+The key is content + template + tokenizer + options + code: an edited file, template or tokenizer never meets a stale
+copy, and an unchanged run starts at once.
+"""
+
+import fcntl
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from danlu.core.console import is_main_process, notice, say
+from danlu.core.errors import ConfigError, DataError
+from danlu.core.stream import Example
+from danlu.data import fingerprint
+from danlu.data.config import DataConfig
+from danlu.data.encode import EncodeContext
+from danlu.data.ledger import Ledger
+from danlu.data.loader import Records
+from danlu.data.packing import Arranged
+from danlu.data.prepare import Encode, encode_to_disk
+from danlu.data.ragged import Ragged, RaggedWriter
+from danlu.templates import Encoded
+
+COLUMNS = {"ids": np.int32, "trained": np.bool_, "weights": np.float32, "segments": np.int32, "members": np.int64,
+           "origins": np.int64}
+META = "meta.json"
+WITHOUT_EFFECT = {
+    "dataset", "eval_dataset", "train_file", "eval_file", "dataset_dir", "overwrite_cache", "tokenized_path",
+    "preprocessing_batch_size", "preprocessing_num_workers", "val_size", "eval_on_each_dataset", "streaming",
+    "buffer_size", "template", "max_samples", "mix_strategy", "interleave_probs", "split"}
+
+
+class ArrangingStage(Protocol):
+    """What is asked of a stage: how records become tokens, and tokens examples."""
+
+    encode: Encode
+
+    def arrange(self, encoded: Sequence[Encoded], config: DataConfig) -> Sequence[Example]:
+        """Turn encoded records into training examples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Hashes of everything a prepared set depends on; named, so that a mismatch can be told."""
+
+    data: str
+    template: str
+    tokenizer: str
+    options: str
+    code: str
+
+    @property
+    def digest(self) -> str:
+        """Name of the set's folder."""
+        return fingerprint.of_values(asdict(self))
+
+
+class TokenDataset(Sequence[Example]):
+    """Examples mapped from disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.meta: dict[str, Any] = json.loads((folder / META).read_text("utf-8"))
+        self._columns = {name: Ragged(folder, name, kind) for name, kind in COLUMNS.items()}
+        self.fingerprint: str = self.meta["fingerprint"]
+        self.num_tokens: int = self.meta["num_tokens"]
+        self.num_trained: int = self.meta["num_trained"]
+        self.ledger = Ledger.from_dict(self.meta["ledger"])
+
+    def __len__(self) -> int:
+        return len(self._columns["ids"])
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return Example `index`, or a list of them for a slice."""
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        index = int(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        columns = self._columns
+        weights = columns["weights"][index]
+        return Example(columns["ids"][index].astype(np.int64), columns["trained"][index],
+                       weights if len(weights) else None, tuple(columns["segments"][index].tolist()), index)
+
+    @property
+    def lengths(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        """Tokens in each example."""
+        return self._columns["ids"].lengths()
+
+    @property
+    def max_token_id(self) -> int:
+        """The largest token id of the set."""
+        return int(self.meta["max_token_id"])
+
+    def origin(self, index: int) -> str:
+        """Return `file:row` of an example; of a packed one, those of its records."""
+        rows = [self._columns["origins"][one].tolist() for one in self._columns["members"][index].tolist()]
+        return ", ".join(f"{self.meta['sources'][source]}:{row}" for source, row in rows)
+
+    def find_ids(self, limit: int) -> list[tuple[int, str]]:
+        """Return the distinct token ids of at least `limit`, each with the origin of an example that has it."""
+        flat = self._columns["ids"].flat
+        places = np.flatnonzero(flat >= limit) if self.max_token_id >= limit else np.zeros(0, np.int64)
+        ids, first = np.unique(flat[places], return_index=True)
+        owners = np.searchsorted(self._columns["ids"].ends, places[first], side="right")
+        return [(int(one), self.origin(int(owner))) for one, owner in zip(ids, owners, strict=True)]
+
+
+def build_dataset(records: Records, stage_cls: Any, context: EncodeContext) -> TokenDataset:
+    """Return the prepared set of a stage, from the cache when nothing that matters has changed.
+
+    Errors: DataError for bad rows or when nothing is left to train on; ConfigError when `tokenized_path` holds a set
+    made from something else.
+    """
+    key = make_key(records, stage_cls, context)
+    if context.config.tokenized_path:
+        folder = Path(context.config.tokenized_path) / records.which
+        if (folder / META).is_file():
+            return _load_saved(folder, key, has_data=bool(records.fingerprint))
+        if not records.fingerprint:
+            raise ConfigError(f"no prepared set in {folder}", where="tokenized_path", fix="name the data: set dataset")
+    else:
+        folder = cache_root() / "tokenized" / key.digest
+    with _lock(folder):
+        if not (folder / META).is_file() or (context.config.overwrite_cache and is_main_process()):
+            _prepare(records, stage_cls, context, folder, key)
+        else:
+            say(f"data {', '.join(records.names)}: encoded before, read from {folder}")
+    return TokenDataset(folder)
+
+
+def make_key(records: Records, stage_cls: Any, context: EncodeContext) -> Key:
+    """Return the hashes that decide whether a prepared set may be used again."""
+    template, tokenizer = context.template, context.tokenizer
+    stage = [stage_cls.__qualname__, fingerprint.of_files([Path(inspect.getfile(stage_cls))])]
+    looks = None if template is None else [type(template).__qualname__, template.name, template.jinja(tokenizer)]
+    options = context.config.model_dump(exclude=WITHOUT_EFFECT)
+    return Key(data=records.fingerprint, template=fingerprint.of_values(looks, repr(template)),
+               tokenizer=fingerprint.of_tokenizer(tokenizer), options=fingerprint.of_values(options, stage),
+               code=fingerprint.of_code())
+
+
+def cache_root() -> Path:
+    """Return the folder of caches: DANLU_CACHE, or `~/.cache/danlu`."""
+    return Path(os.environ.get("DANLU_CACHE") or Path.home() / ".cache" / "danlu")
+
+
+def _load_saved(folder: Path, key: Key, *, has_data: bool) -> TokenDataset:
+    dataset = TokenDataset(folder)
+    found = dataset.meta["key"]
+    differing = [part for part, value in asdict(key).items() if found[part] != value]
+    if "code" in differing:
+        notice(f"{folder} was prepared by another version of danlu")
+    real = [part for part in differing if part != "code" and (part != "data" or has_data)]
+    if real:
+        raise ConfigError(f"the prepared set in {folder} was made with a different {' and '.join(real)}",
+                          where="tokenized_path", fix="give another tokenized_path, or remove this folder")
+    say(f"data: {len(dataset)} prepared examples, read from {folder}")
+    return dataset
+
+
+def _prepare(records: Records, stage_cls: Any, context: EncodeContext, folder: Path, key: Key) -> None:
+    """Encode, arrange and write beside the final name, then rename."""
+    partial = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    try:
+        encoded = encode_to_disk(records, stage_cls.encode, context, partial / "encoded")
+        ledger = Ledger()
+        ledger.merge(records.ledger)
+        ledger.merge(context.ledger)
+        if not len(encoded):
+            raise DataError("nothing to train on is left of the data: " + "; ".join(ledger.lines()),
+                            where=", ".join(records.names), fix="raise cutoff_len, or look at the reasons above")
+        meta = _write_examples(stage_cls.arrange(encoded, context.config), encoded, partial)
+        meta |= {"key": asdict(key), "fingerprint": key.digest, "ledger": ledger.to_dict(), "names": records.names}
+        del encoded
+        shutil.rmtree(partial / "encoded")
+        (partial / META).write_text(json.dumps(meta, ensure_ascii=False), "utf-8")
+        _move(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_examples(examples: Sequence[Example], encoded: Sequence[Encoded], folder: Path) -> dict[str, Any]:
+    sources: dict[str, int] = {}
+    tokens = trained = max_id = 0
+    with RaggedWriter(folder, COLUMNS) as writer:
+        for one in encoded:
+            writer.append(origins=(sources.setdefault(one.origin.source, len(sources)), one.origin.row))
+        for index, example in enumerate(examples):
+            starts = np.cumsum(example.lengths) - example.lengths
+            tokens += len(example.input_ids)
+            trained += int(example.trained.sum() - example.trained[starts].sum())
+            max_id = max(max_id, int(example.input_ids.max()))
+            members = examples.members(index) if isinstance(examples, Arranged) else (index,)
+            writer.append(
+                ids=example.input_ids, trained=example.trained, segments=example.lengths, members=members,
+                weights=() if example.weights is None else example.weights)
+    return {"sources": list(sources), "num_tokens": tokens, "num_trained": trained, "max_token_id": max_id}
+
+
+def _move(partial: Path, folder: Path) -> None:
+    if folder.exists():
+        old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
+        folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old)
+    else:
+        partial.rename(folder)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time prepare a set; the others wait and then find it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

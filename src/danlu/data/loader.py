@@ -1,0 +1,243 @@
+"""From a configuration to records: rows are checked on a first walk and read again when they are needed.
+
+Memory holds two integers a row, never the rows. Every row that is not used is in the ledger.
+"""
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from typing import Any, overload
+
+import numpy as np
+
+from danlu.core.console import notice, say
+from danlu.core.errors import CapabilityError, ConfigError, DataError
+from danlu.core.records import Conversation, Feedback, Origin, Preference, Prompt, Record, Text
+from danlu.data import fingerprint
+from danlu.data.config import DataConfig
+from danlu.data.ledger import Ledger
+from danlu.data.mixing import Places, mix, sample, split
+from danlu.data.registry import Source, find_sources
+from danlu.data.row_file import PlacedRow, RowFile, open_rows
+from danlu.data.row_format import FORMATS, Layout, RowFormat, RowProblem, detect, kind_of
+
+KINDS: dict[type, str] = {
+    Text: "prose", Conversation: "dialogue", Preference: "preference pairs", Feedback: "verdicts", Prompt: "prompts"}
+DEFAULT_SEED = 42
+
+
+class SourceRows:
+    """The rows of one data set that its format can read: number and place of each."""
+
+    def __init__(self, source: Source, record_type: type[Record], config: DataConfig, ledger: Ledger) -> None:
+        self.source, self.record_type, self.config, self.ledger = source, record_type, config, ledger
+        self.files: tuple[RowFile, ...] = _open(source)
+        self._format: RowFormat | None = FORMATS[source.formatting]() if source.formatting else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the contents of the files and of how they are read."""
+        contents = fingerprint.of_files(file.path for file in self.files if file.path.is_file())
+        return fingerprint.of_values(
+            contents, repr(self.source.hub), self.source.formatting, repr(self.source.layout), self.source.num_samples,
+            self.record_type.__name__)
+
+    @cached_property
+    def kept(self) -> tuple["array[int]", "array[int]", "array[int]"]:
+        """Index of file, row number and place of every good row; at most `max_samples` when no more are needed."""
+        files, numbers, places = array("q"), array("q"), array("q")
+        limit = None if self.source.num_samples is not None else self.config.max_samples
+        for index, row in islice(self._good_rows(), limit):
+            files.append(index)
+            numbers.append(row.number)
+            places.append(row.place)
+        if not files:
+            raise DataError("no usable row", where=f"{self.source.name} ({_where(self.files)})",
+                            fix="the file is empty, or every row was dropped: see data_ledger.jsonl")
+        return files, numbers, places
+
+    def __len__(self) -> int:
+        return len(self.kept[0])
+
+    def __getitem__(self, index: int) -> Record:
+        files, numbers, places = self.kept
+        file = self.files[files[index]]
+        origin = Origin(str(file.path), numbers[index])
+        return self._chosen.read(file.read(places[index]), self.source.layout, origin, self.record_type)
+
+    @property
+    def _chosen(self) -> RowFormat:
+        if self._format is None:
+            raise RuntimeError(f"{self.source.name}: rows are read before the format is known")
+        return self._format
+
+    def _good_rows(self) -> Iterator[tuple[int, PlacedRow]]:
+        for index, file in enumerate(self.files):
+            for row in file.scan():
+                self.ledger.count(str(file.path), "read")
+                if self._is_good(file, row):
+                    yield index, row
+
+    def _is_good(self, file: RowFile, row: PlacedRow) -> bool:
+        origin = Origin(str(file.path), row.number)
+        try:
+            record = self._read(row, origin)
+        except DataError as error:
+            if self.config.on_bad_row == "error":
+                raise
+            self.ledger.drop(origin, "bad row", error.what)
+            return False
+        if isinstance(record, Text) and not record.text.strip():
+            self.ledger.drop(origin, "empty text")
+            return False
+        return True
+
+    def _read(self, row: PlacedRow, origin: Origin) -> Record:
+        """Return the row's record. Errors: DataError with file, line, JSON pointer, what was found and expected."""
+        if row.error:
+            raise row.error
+        line = row.line or row.number
+        where, prefix = f"{origin.source}:{line}", f"row {row.number}, " if line != row.number else ""
+        if self._format is None:
+            name = detect(row.value)
+            if name is None:
+                raise DataError(prefix + _unknown_row(row.value), where=where, fix=_how_to_declare())
+            self._format = FORMATS[name]()
+            self._announce(name)
+        try:
+            return self._format.read(row.value, self.source.layout, origin, self.record_type)
+        except RowProblem as problem:
+            raise DataError(
+                f"{prefix}{problem.pointer or '/'}: found {problem.found}, expected {problem.expected}", where=where,
+                fix="mend the row, or set on_bad_row: skip to leave such rows out and list them in data_ledger.jsonl"
+            ) from None
+
+    def _announce(self, name: str) -> None:
+        say(f"data {self.source.name}: format {name}, seen from its first row")
+        if self.record_type is Text and FORMATS[name].is_dialogue:
+            notice(f"{self.source.name} holds dialogue: each row's turns, one below the other, are one document")
+
+
+class Records(Sequence[Record]):
+    """The records of a run in their order. Nothing is read before the first length, item or walk."""
+
+    def __init__(self, parts: tuple[SourceRows, ...], places: Callable[[], Places], key: str, which: str,
+                 ledger: Ledger) -> None:
+        self.parts, self.fingerprint, self.which, self.ledger = parts, key, which, ledger
+        self._find_places = places
+
+    @cached_property
+    def places(self) -> Places:
+        """(N, 2): data set, position in it."""
+        return self._find_places()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The data sets, in the order the user named them."""
+        return tuple(part.source.name for part in self.parts)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        part, row = self.parts[int(self.places[index, 0])], int(self.places[index, 1])
+        return part[row]
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+
+def load_records(config: DataConfig, record_type: type[Record], *, which: str = "train",
+                 seed: int = DEFAULT_SEED) -> Records:
+    """Return the records of `which` = train or eval as `record_type`, mixed as the configuration says.
+
+    Errors: ConfigError when no data is named, DataError naming the file and row of bad data.
+    """
+    if config.streaming:
+        raise CapabilityError("streaming: true is not supported", where="streaming",
+                              fix="leave it out: files are read row by row, and the encoded set is mapped from disk")
+    sources = find_sources(config, which)
+    if not sources:
+        if config.tokenized_path:
+            return Records((), lambda: np.zeros((0, 2), np.int64), "", which, Ledger())
+        key = "dataset or train_file" if which == "train" else "eval_dataset or eval_file"
+        raise ConfigError(f"no {which} data is named", where=key, fix=f"set {key}")
+    for source in sources:
+        _check_ranking(source, record_type)
+    ledger = Ledger()
+    parts = tuple(SourceRows(source, record_type, config, ledger) for source in sources)
+    probabilities = config.interleave_probs if which == "train" else ()
+    strategy = config.mix_strategy if which == "train" else "concat"
+    key = fingerprint.of_values([part.fingerprint for part in parts], config.max_samples, strategy, probabilities, seed,
+                                config.on_bad_row)
+    return Records(parts, lambda: _order(parts, config, strategy, probabilities, seed), key, which, ledger)
+
+
+def split_validation(records: Records, val_size: float, seed: int) -> tuple[Records, Records]:
+    """Return training and validation records: `val_size` is a share below 1, or a count."""
+    halves: list[tuple[Places, Places]] = []
+
+    def half(which: int) -> Places:
+        if not halves:
+            if val_size >= len(records) or len(records) < 2:
+                raise ConfigError(f"val_size {val_size:g} leaves nothing of {len(records)} records to train on",
+                                  where="val_size", fix="choose a smaller val_size")
+            train, held_out = split(len(records), val_size, seed)
+            halves.append((records.places[train], records.places[held_out]))
+        return halves[0][which]
+
+    key = fingerprint.of_values(records.fingerprint, val_size, seed)
+    return (Records(records.parts, lambda: half(0), key + "-train", "train", records.ledger),
+            Records(records.parts, lambda: half(1), key + "-eval", "eval", Ledger()))
+
+
+def _order(parts: tuple[SourceRows, ...], config: DataConfig, strategy: str, probabilities: Sequence[float],
+           seed: int) -> Places:
+    chosen = [sample(len(part), part.source.num_samples, seed)[:config.max_samples] for part in parts]
+    places = mix([len(rows) for rows in chosen], strategy, probabilities, seed)
+    for owner, rows in enumerate(chosen):
+        is_owner = places[:, 0] == owner
+        places[is_owner, 1] = rows[places[is_owner, 1]]
+    return places
+
+
+def _check_ranking(source: Source, record_type: type[Record]) -> None:
+    if source.ranking and record_type is not Preference:
+        raise ConfigError(f'data set "{source.name}" is declared as preference data (ranking: true), and this stage '
+                          f"takes {KINDS[record_type]}", where="dataset", fix="use it with stage rm or dpo")
+    if record_type is Preference and source.formatting and not source.ranking:
+        raise ConfigError(f'data set "{source.name}" is not declared as preference data (ranking: true), and this '
+                          f"stage takes {KINDS[record_type]}", where="dataset", fix="add ranking: true to its entry")
+
+
+def _open(source: Source) -> tuple[RowFile, ...]:
+    if source.hub:
+        from danlu.data.hub import HubRows
+
+        return (HubRows(source.hub),)
+    return tuple(open_rows(path) for path in source.files)
+
+
+def _where(files: tuple[RowFile, ...]) -> str:
+    return str(files[0].path) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+
+
+def _unknown_row(row: Any) -> str:
+    shown = f"the keys {', '.join(map(str, row))}" if isinstance(row, dict) else kind_of(row)
+    return f"no known data format has {shown}"
+
+
+def _how_to_declare() -> str:
+    return ("name the columns in dataset_info.json (columns: prompt, response, ...), set text_column, or use a known "
+            f"format: {', '.join(FORMATS)}")
+
+
+__all__ = ["Layout", "Records", "SourceRows", "load_records", "split_validation"]

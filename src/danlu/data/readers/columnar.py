@@ -1,0 +1,113 @@
+"""Parquet and Arrow files, read one row group or batch at a time."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+
+from danlu.core.errors import DataError
+from danlu.data.row_file import ROW_FILES, PlacedRow
+
+ROWS_AT_A_TIME = 1024
+
+
+class ColumnarFile:
+    """Rows by their index; nested columns come as lists and mappings."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._kept: tuple[int, list[Any]] = (-1, [])
+
+    def scan(self) -> Iterator[PlacedRow]:
+        for first, rows in self._groups():
+            for index, row in enumerate(rows, first):
+                yield PlacedRow(index + 1, index, row)
+
+    def read(self, place: int) -> Any:
+        first, rows = self._kept
+        if not first <= place < first + len(rows) or first < 0:
+            self._kept = first, rows = self._around(place)
+        return rows[place - first]
+
+    def _groups(self) -> Iterator[tuple[int, list[Any]]]:
+        place, total = 0, self._count()
+        while place < total:
+            first, rows = self._around(place)
+            yield first, rows
+            place = first + len(rows)
+
+    def _count(self) -> int:
+        raise NotImplementedError(f"{type(self).__name__}._count")
+
+    def _around(self, place: int) -> tuple[int, list[Any]]:
+        """Return some rows that `place` is among, and the index of the first."""
+        raise NotImplementedError(f"{type(self).__name__}._around")
+
+    def _unreadable(self, error: Exception) -> DataError:
+        return DataError(f"not a whole {self.path.suffix.lstrip('.')} file: {error}", where=str(self.path),
+                         fix="download or write the file again")
+
+
+@ROW_FILES.register("parquet")
+class ParquetFile(ColumnarFile):
+    """A row group is in memory at a time."""
+
+    @cached_property
+    def _file(self) -> Any:
+        try:
+            return pyarrow.parquet.ParquetFile(self.path)
+        except pa.ArrowException as error:
+            raise self._unreadable(error) from None
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        starts = [0]
+        for group in range(self._file.num_row_groups):
+            starts.append(starts[-1] + self._file.metadata.row_group(group).num_rows)
+        return starts
+
+    def _count(self) -> int:
+        return self._starts[-1]
+
+    def _around(self, place: int) -> tuple[int, list[Any]]:
+        group = max(index for index, start in enumerate(self._starts[:-1]) if start <= place)
+        table = self._table(group)
+        offset = (place - self._starts[group]) // ROWS_AT_A_TIME * ROWS_AT_A_TIME
+        return self._starts[group] + offset, table.slice(offset, ROWS_AT_A_TIME).to_pylist()
+
+    def _table(self, group: int) -> Any:
+        number, table = self._last_group
+        if number != group:
+            table = self._file.read_row_group(group, use_threads=False)
+            self._last_group = (group, table)
+        return table
+
+    _last_group: tuple[int, Any] = (-1, None)
+
+
+@ROW_FILES.register("arrow", "feather")
+class ArrowFile(ColumnarFile):
+    """The file is mapped, not read; stream and file layout both."""
+
+    @cached_property
+    def _table(self) -> Any:
+        source = pa.memory_map(str(self.path))
+        try:
+            return pyarrow.ipc.open_stream(source).read_all()
+        except pa.ArrowException:
+            source.seek(0)
+        try:
+            return pyarrow.ipc.open_file(source).read_all()
+        except pa.ArrowException as error:
+            raise self._unreadable(error) from None
+
+    def _count(self) -> int:
+        return int(self._table.num_rows)
+
+    def _around(self, place: int) -> tuple[int, list[Any]]:
+        first = place // ROWS_AT_A_TIME * ROWS_AT_A_TIME
+        return first, self._table.slice(first, ROWS_AT_A_TIME).to_pylist()
