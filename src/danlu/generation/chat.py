@@ -27,30 +27,21 @@ class ChatSession:
 
     def ask(self, text: str) -> Iterator[str]:
         """Yield the answer in pieces. What was said until then is kept when the reader stops early."""
+        if self.turns and self.turns[-1].role == "user":
+            self.turns.pop()  # asked, but stopped before the first word of an answer
         self.turns.append(Message("user", text))
-        try:
-            prompt = self._prompt()
-        except UserError:
-            self.turns.pop()
-            raise
-        pieces: list[str] = []
-        seed, self._answers = self._seed + self._answers, self._answers + 1
-        try:
-            for piece in self.loaded.generator.stream(prompt, self.settings, seed=seed):
-                pieces.append(piece)
-                yield piece
-        finally:
-            self.turns.append(as_message("".join(pieces)))
+        return self._answer()
 
     def regenerate(self) -> Iterator[str]:
         """Forget the last answer and yield another to the same question.
 
         Raises UserError when nothing was asked yet.
         """
-        if len(self.turns) < 2:
+        if not self.turns:
             raise UserError("there is no answer to regenerate", fix="ask something first")
-        self.turns.pop()
-        return self.ask(self.turns.pop().content)
+        if self.turns[-1].role == "assistant":
+            self.turns.pop()
+        return self.ask(self.turns[-1].content)
 
     def clear(self) -> None:
         """Forget all turns; the system prompt stays."""
@@ -60,6 +51,21 @@ class ChatSession:
         """Begin anew under another system prompt; an empty one removes it."""
         self._system = text or None
         self.clear()
+
+    def _answer(self) -> Iterator[str]:
+        pieces: list[str] = []
+        seed, self._answers = self._seed + self._answers, self._answers + 1
+        try:
+            for piece in self.loaded.generator.stream(self._prompt(), self.settings, seed=seed):
+                pieces.append(piece)
+                yield piece
+        except UserError:
+            self.turns.pop()
+            raise
+        except (GeneratorExit, KeyboardInterrupt):
+            self.turns.append(as_message("".join(pieces)))
+            raise
+        self.turns.append(as_message("".join(pieces)))
 
     def _prompt(self) -> list[int]:
         """Return the prompt's ids after the oldest turns have left to make room for an answer."""
