@@ -170,7 +170,7 @@ def test_lora_with_a_frozen_head_takes_the_tiled_head() -> None:
 
 
 def test_router_balancing_loss_is_the_models_own() -> None:
-    """With output_router_logits the sum grows by coefficient * aux_loss * supervised weight, the model's own aux_loss."""
+    """With output_router_logits the sum grows by coefficient * the model's own aux_loss * supervised weight."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)

@@ -104,7 +104,10 @@ def test_windows_sinks_experts_and_logit_scales(family: str) -> None:
 
 @pytest.mark.parametrize("family", PLAIN)
 def test_other_architectures_take_the_padded_path(family: str) -> None:
-    check(sharpen(other_model(family, PLAIN[family])), "padded", "model" if family == "llama4_text" else "tiled")
+    model = other_model(family, PLAIN[family])
+    # a sharpened recurrence amplifies the last bit of float32 from step to step
+    model = model.eval() if family == "mamba" else sharpen(model)
+    check(model, "padded", "model" if family == "llama4_text" else "tiled")
 
 
 def test_float64_agrees_to_twelve_digits() -> None:

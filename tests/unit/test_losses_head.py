@@ -65,7 +65,7 @@ def test_two_word_vocabulary_by_hand() -> None:
 
 
 def test_soft_capping_by_hand() -> None:
-    """z = (0, tanh(2)) for W h = (0, 2) and c = 1; target 0: loss ln(1 + e^tanh 2); d/dh has the slope 1 - tanh(2)^2."""
+    """W h = (0, 2), c = 1, so z = (0, tanh 2); target 0: loss ln(1 + e^tanh 2); d/dh has the slope 1 - tanh(2)^2."""
     hidden = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
     weight = torch.tensor([[0.0], [2.0]], dtype=torch.float64)
     loss = linear_cross_entropy(
@@ -123,7 +123,7 @@ def test_gradcheck(transform: LogitTransform) -> None:
 
 @pytest.mark.parametrize("frozen", ["nothing", "head", "body", "everything"])
 def test_matrix_products_are_three_two_with_a_frozen_head_and_one_without_gradients(frozen: str) -> None:
-    """Two tiles, so twice (logits, d hidden, d weight) minus what nobody asks for; the backward pass multiplies none."""
+    """Two tiles, so twice (logits, d hidden, d weight) less what nobody asks for; the backward pass has no product."""
     hidden, weight, _, targets, weights = operands(rows=6, dtype=torch.float32)
     hidden.requires_grad_(frozen not in ("body", "everything"))
     weight.requires_grad_(frozen not in ("head", "everything"))
