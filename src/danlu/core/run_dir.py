@@ -27,9 +27,9 @@ _JOURNALS = (LOG_FILE, STATE_FILE, "running_log.txt", "environment.json", "train
 _RESULTS = (
     "train_results.json", "eval_results.json", "predict_results.json", "all_results.json",
     "generated_predictions.jsonl", "adapter_config.json", "adapter_model.safetensors", "model.safetensors",
-    "model-*-of-*.safetensors", "model.safetensors.index.json", "value_head.safetensors", "config.json", "generation_config.json",
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja",
+    "model-*-of-*.safetensors", "model.safetensors.index.json", "value_head.safetensors", "config.json",
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 )
 _PACKAGES = ("danlu", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers", "numpy",
              "bitsandbytes")

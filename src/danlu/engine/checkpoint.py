@@ -31,8 +31,8 @@ from danlu.core.run_dir import (
 MANIFEST = "manifest.json"
 _FORMAT = 1
 _WEIGHTS_ONLY = "it holds weights only (save_only_model) and cannot be resumed"
-# What the disk, torch's archive writer, safetensors and write_json raise when a file cannot be written.
-_WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, UserError)
+# What the disk, safetensors and write_json raise when a file cannot be written.
+_WRITE_ERRORS = (OSError, SafetensorError, UserError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,6 @@ def write_checkpoint(run: RunDir, contents: Contents) -> Path:
         sync_folder(run.path)
     except _WRITE_ERRORS as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, RuntimeError) and "writing file" not in str(error):
-            raise
         raise _cannot_write(run, final, error) from error
     return final
 
@@ -176,13 +174,21 @@ def _write(folder: Path, contents: Contents) -> None:
     folder.mkdir(parents=True)
     contents.save_weights(folder)
     for name, value in contents.tensors.items():
-        torch.save(value, folder / name)
+        _save_tensors(value, folder / name)
     write_json(folder / STATE_FILE, contents.state)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     facts = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sync(path)} for path in files}
     write_json(folder / MANIFEST, {
         "format": _FORMAT, "step": contents.step, "resumable": bool(contents.tensors), "files": facts})
     sync_folder(folder)
+
+
+def _save_tensors(value: Any, path: Path) -> None:
+    try:
+        torch.save(value, path)
+    except RuntimeError as error:
+        # torch's archive writer reports every failed write this way, in wordings of its own.
+        raise OSError(errno.EIO, str(error)) from error
 
 
 def _sync(path: Path) -> str:
