@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from danlu.core.errors import UserError, did_you_mean
+from danlu.engine.faults import Interrupted
 
 VERBS: dict[str, str] = {
     "train": "train a model: FILE.yaml [key=value ...]",
@@ -33,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     config = build_run_config(resolved)
     for line in config.notices:
         notice(line)
+    # Imported last: torch takes seconds, and the notices are read meanwhile.
     from danlu.recipe import train
 
     train(config)

@@ -4,6 +4,7 @@
 the rest of the configuration; each rule returns the keys and values that stand in its place.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,11 +72,11 @@ def _resume_lora_training(value: Any, others: Surroundings) -> dict[str, Any]:
     return {"create_new_adapter": not is_yes(value)}
 
 
-def _source_length(value: Any, others: Surroundings) -> dict[str, Any] | None:
+def _source_length(value: Any, others: Surroundings) -> dict[str, Any]:
     return {"cutoff_len": _sum(value, others.get("max_target_length", 512))}
 
 
-def _target_length(value: Any, others: Surroundings) -> dict[str, Any] | None:
+def _target_length(value: Any, others: Surroundings) -> dict[str, Any]:
     if others.get("max_source_length") is not None:
         return {}
     return {"cutoff_len": _sum(512, value)}
@@ -117,9 +118,19 @@ def _output_dir(value: Any, others: Surroundings) -> dict[str, Any] | None:
 
 
 def _checkpointing_kwargs(value: Any, others: Surroundings) -> dict[str, Any] | None:
-    if isinstance(value, dict) and set(value) == {"use_reentrant"}:
-        return {"use_reentrant_gc": value["use_reentrant"]}
+    try:
+        settings = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        return None
+    if isinstance(settings, dict) and set(settings) == {"use_reentrant"}:
+        return {"use_reentrant_gc": settings["use_reentrant"]}
     return None
+
+
+def _tokens_seen(value: Any, others: Surroundings) -> dict[str, Any] | None:
+    if is_yes(value):
+        return {"include_num_input_tokens_seen": "all"}
+    return {"include_num_input_tokens_seen": "no"} if is_no(value) and value != "no" else None
 
 
 def _sampling(value: Any, others: Surroundings) -> dict[str, Any] | None:
@@ -161,7 +172,7 @@ REWRITTEN: dict[str, Rule] = {
     "quantization_method": _one_value("quantization_method", "bitsandbytes", "bnb"),
     "infer_backend": _one_value("infer_backend", "hf", "huggingface"),
     "optim": _one_value("optim", "adamw_hf", "adamw_torch"),
-    "include_num_input_tokens_seen": _one_value("include_num_input_tokens_seen", True, "all"),
+    "include_num_input_tokens_seen": _tokens_seen,
 }
 
 ONLY_OLD = frozenset(REWRITTEN) - {
