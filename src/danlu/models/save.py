@@ -4,6 +4,7 @@ A folder is whole once `save` returns; the caller writes into a fresh folder bes
 """
 
 import copy
+import errno
 import json
 from pathlib import Path
 
@@ -65,7 +66,9 @@ class ModelSaver:
             else:
                 self._save_model(model, folder, dtype)
         except SafetensorError as error:
-            raise OSError(f"{folder}: {error}") from error
+            # safetensors wraps the system's error in its own; the process edge knows a full disk by its number
+            code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+            raise OSError(code, str(error), str(folder)) from error
         if self.template is not None:
             self.tokenizer.chat_template = self.template.jinja(self.tokenizer)
         self.tokenizer.save_pretrained(folder)
