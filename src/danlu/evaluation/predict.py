@@ -1,0 +1,81 @@
+"""`do_predict` and `predict_with_generate`: answer the evaluation set after a run, compare texts, keep the answers."""
+
+import time
+from typing import Any, Protocol
+
+from accelerate.utils import extract_model_from_parallel
+
+from danlu.core.console import is_main_process, say
+from danlu.core.records import Conversation
+from danlu.core.run_dir import RunDir
+from danlu.data.config import DataConfig
+from danlu.data.encode import EncodeContext
+from danlu.data.loader import Records, load_records, split_validation
+from danlu.engine.config import EngineConfig
+from danlu.evaluation.answer_quality import describe_answers
+from danlu.evaluation.exact import PREDICTIONS, accuracy
+from danlu.evaluation.questions import CHUNK, answer, questions_of
+from danlu.evaluation.text_metrics import TextMetrics
+from danlu.generation.config import GenerationConfig
+from danlu.generation.transformers_backend import TransformersGenerator
+from danlu.templates import resolve
+
+
+class PredictKeys(Protocol):
+    """The parts of a run's configuration that prediction reads."""
+
+    @property
+    def data(self) -> DataConfig:
+        """Return the data keys."""
+
+    @property
+    def engine(self) -> EngineConfig:
+        """Return the engine keys."""
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """Return the generation keys."""
+
+    @property
+    def do_predict(self) -> bool:
+        """Return whether the results are called predict_ or eval_."""
+
+
+def predict(config: PredictKeys, policy: Any, context: EncodeContext, run: RunDir) -> dict[str, float]:
+    """Return predict_bleu-4, predict_rouge-1, -2, -l and how the answers read; write them and every answer.
+
+    `policy` is the trained PackedLM. The first process answers for all.
+    Raises CapabilityError when the extra `eval` is not installed, before anything is generated.
+    """
+    if not is_main_process():
+        return {}
+    metrics, tokenizer, batch = TextMetrics(), context.tokenizer, config.engine.per_device_eval_batch_size
+    template = context.template or resolve(config.data.template, tokenizer)
+    packed = extract_model_from_parallel(policy)
+    began = time.monotonic()
+    with packed.generation_mode() as model:
+        generator = TransformersGenerator(model, tokenizer, template.stop_token_ids(tokenizer), batch_size=batch)
+        questions = questions_of(
+            evaluation_records(config), template, tokenizer, default_system=config.data.default_system,  # type: ignore[arg-type]
+            enable_thinking=config.data.enable_thinking, context=generator.context)
+        say(f"answering {len(questions)} questions")
+        answered = list(answer(
+            generator, questions, config.generation, tokenizer, seed=config.engine.seed, chunk=CHUNK * batch,
+            file=run.path / PREDICTIONS))
+    seconds = time.monotonic() - began
+    numbers = metrics.mean([(one.completion.text, one.question.label) for one in answered])
+    numbers |= {"exact": round(100 * accuracy(answered), 4)}
+    numbers |= describe_answers([one.completion for one in answered])
+    numbers |= {"runtime": round(seconds, 4), "samples_per_second": round(len(answered) / seconds, 3)}
+    kind = "predict" if config.do_predict else "eval"
+    results = {f"{kind}_{name}": value for name, value in numbers.items()}
+    run.write_results(kind, results)
+    return results
+
+
+def evaluation_records(config: PredictKeys) -> Records:
+    """Return the dialogues of the evaluation set, or those that val_size sets aside."""
+    data, seed = config.data, config.engine.seed
+    if data.val_size:
+        return split_validation(load_records(data, Conversation, seed=seed), data.val_size, seed)[1]
+    return load_records(data, Conversation, which="eval", seed=seed)
