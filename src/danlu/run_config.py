@@ -40,6 +40,10 @@ OWNERS: dict[str, type[StrictConfig]] = {
 """Which Config owns the keys of each part; a stage's own Config is owned by `stage:<name>`."""
 
 
+SECRETS = frozenset({"hf_hub_token", "swanlab_api_key"})
+"""Keys whose values are never shown nor stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunConfig:
     """Everything a run needs to know, checked."""
@@ -71,9 +75,9 @@ class RunConfig:
         return {key: ",".join(map(str, value)) if isinstance(value, tuple) else value for key, value in values.items()}
 
     def given(self) -> dict[str, Any]:
-        """Return the keys that were written, under their names of today: enough to repeat the run."""
+        """Return the keys that were written, under their names of today: enough to repeat the run. No secrets."""
         flat = self.flat()
-        return {key: flat[key] for key, origin in self.origins.items() if origin != "default" and key in flat}
+        return {key: flat[key] for key, origin in self.origins.items() if origin != "default" and key not in SECRETS}
 
     def where(self, key: str) -> str:
         """Return `file:line` or `command line` of a key that was given, else the key itself, for messages."""

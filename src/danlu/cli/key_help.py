@@ -49,6 +49,8 @@ def shown(value: Any) -> str:
         return "unset"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value)) or "unset"
     return str(value)

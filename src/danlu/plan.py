@@ -1,0 +1,202 @@
+"""What a training run would do and need, worked out without loading a weight; refuses what cannot work."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from danlu.core.errors import CapabilityError, ConfigError
+from danlu.core.run_dir import RunDir
+from danlu.data.dataset import TokenDataset
+from danlu.engine.checkpoint import find_resume
+from danlu.engine.plan import Plan
+from danlu.losses.linear_cross_entropy import tile_rows_for
+from danlu.models.architecture import load_config
+from danlu.models.check import check_token_ids
+from danlu.models.memory import MemoryEstimate, ModelCounts, count_model, estimate_memory
+from danlu.models.source import check_model_source
+from danlu.models.vocabulary import highest_id
+from danlu.recipe import Prepared, output_dir, prepare, run_precision
+from danlu.run_config import RunConfig
+
+GIB = 2**30
+STATE_BYTES = {"adafactor": 0.1, "sgd": 0.0, "adagrad": 4.0, "rmsprop": 4.0, "rmsprop_bnb": 4.0, "ademamix": 12.0,
+               "paged_ademamix_32bit": 12.0, "ademamix_8bit": 3.0, "paged_ademamix_8bit": 3.0, "lion_32bit": 4.0,
+               "paged_lion_32bit": 4.0, "lion_8bit": 1.0, "paged_lion_8bit": 1.0, "adamw_bnb_8bit": 2.0,
+               "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0, "rmsprop_bnb_8bit": 1.0, "rmsprop_bnb_32bit": 4.0}
+"""Bytes of optimiser state per trained parameter; AdamW keeps two float32 moments, 8 bytes."""
+
+
+class Section(NamedTuple):
+    """One block of the plan: a title and `name, value` rows."""
+
+    title: str
+    rows: list[tuple[str, str]]
+
+
+def plan(config: RunConfig) -> list[Section]:
+    """Return the plan of a run: data, steps, parameters, memory, disk.
+
+    Encodes the data (the cached result is what the run will use). Raises UserError for what cannot work: token ids
+    outside the embedding, an output folder that would be refused, more memory or disk than there is.
+    """
+    folder = RunDir(Path(output_dir(config)).expanduser())
+    if folder.path.joinpath("all_results.json").exists() and not (
+            folder.checkpoints() or config.engine.overwrite_output_dir):
+        raise ConfigError("the folder holds a result and no checkpoint to go on from",
+                          where=f"output_dir {folder.path}", fix="choose another, or set overwrite_output_dir: true")
+    resumes = find_resume(folder, config.engine.resume_from_checkpoint, overwrite=config.engine.overwrite_output_dir)
+    prepared = prepare(config)
+    _check_ids(config, prepared)
+    counts = count_model(config.model, config.adapter)
+    sections = [Section("data", _data_rows(prepared))]
+    saves = 0
+    if prepared.train is not None:
+        steps = Plan.of(config.engine, len(prepared.train), _processes())
+        saves = _num_saves(config, steps)
+        sections.append(Section("steps", _step_rows(config, steps, resumes, saves)))
+    sections.append(Section("parameters", _parameter_rows(counts)))
+    need = _memory(config, prepared, counts)
+    sections += [Section("memory, estimated", _memory_rows(need)),
+                 Section("disk, estimated", _disk_rows(need, saves, folder.path))]
+    _refuse_too_large(config, need, saves, folder.path)
+    return sections
+
+
+def _data_rows(prepared: Prepared) -> list[tuple[str, str]]:
+    rows = []
+    sets = {"training": prepared.train, **{f"evaluation {name}".strip(): one for name, one in
+                                           prepared.evaluation.items()}}
+    for name, dataset in sets.items():
+        if dataset is not None:
+            rows.append((name, f"{len(dataset):,} examples, {dataset.num_tokens:,} tokens, {dataset.num_trained:,} "
+                               f"with loss, longest {int(dataset.lengths.max()):,}"))
+            rows += [(f"  {reason}", f"{count:,} rows") for reason, count in dataset.ledger.reasons().items()]
+    return rows
+
+
+def _step_rows(config: RunConfig, steps: Plan, resumes: Path | None, saves: int) -> list[tuple[str, str]]:
+    engine = config.engine
+    warmup = engine.warmup_steps if engine.warmup_steps >= 1 else (
+        (engine.warmup_steps or engine.warmup_ratio) * steps.total_steps)
+    return [
+        ("examples per step", f"{steps.global_batch} = {engine.per_device_train_batch_size} x "
+                              f"{engine.gradient_accumulation_steps} accumulated x {_processes()} processes"),
+        ("steps", f"{steps.total_steps:,}, {steps.steps_per_epoch:,} per epoch"),
+        ("warm-up", f"{warmup:g} steps"),
+        ("log lines", _every(steps.log_every)), ("evaluations", _every(steps.eval_every)),
+        ("checkpoints", f"{_every(steps.save_every)}, {saves} kept"),
+        ("starts from", str(resumes) if resumes else "step 0"),
+    ]
+
+
+def _every(steps: int) -> str:
+    return f"every {steps:,} steps" if steps else "none"
+
+
+def _num_saves(config: RunConfig, steps: Plan) -> int:
+    """Return how many checkpoints lie in the folder at the end."""
+    written = -(-steps.total_steps // steps.save_every) if steps.save_every else 0
+    if config.engine.save_strategy == "best":
+        written = 1
+    return min(written, config.engine.save_total_limit or written)
+
+
+def _parameter_rows(counts: ModelCounts) -> list[tuple[str, str]]:
+    share = 100 * counts.trainable / counts.total
+    return [("trained", f"{counts.trainable:,} of {counts.total:,} ({share:.4g} %)")]
+
+
+def _memory(config: RunConfig, prepared: Prepared, counts: ModelCounts) -> MemoryEstimate:
+    device, engine = _device(config), config.engine
+    longest = max((int(one.lengths.max()) for one in _sets(prepared)), default=0)
+    tokens = longest * engine.per_device_train_batch_size
+    return estimate_memory(
+        counts, config.quantization, config.adapter, compute_dtype=run_precision(config).compute_dtype, tokens=tokens,
+        logit_rows=min(tokens, tile_rows_for(tokens, counts.vocabulary, device)) if tokens else 0,
+        optimizer_bytes=STATE_BYTES.get(engine.optim, 8.0),
+        checkpointing=config.model.wants_checkpointing(device.type != "cpu"))
+
+
+def _sets(prepared: Prepared) -> Iterable[TokenDataset]:
+    return [one for one in (prepared.train, *prepared.evaluation.values()) if one is not None]
+
+
+def _memory_rows(need: MemoryEstimate) -> list[tuple[str, str]]:
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", "total")
+    return [(part, _size(getattr(need, part))) for part in parts]
+
+
+def _disk_rows(need: MemoryEstimate, saves: int, folder: Path) -> list[tuple[str, str]]:
+    return [("checkpoints", f"{saves} x {_size(need.checkpoint)}"), ("result", _size(need.final)),
+            ("free", _size(_free_disk(folder)))]
+
+
+def _refuse_too_large(config: RunConfig, need: MemoryEstimate, saves: int, folder: Path) -> None:
+    device = _device(config)
+    there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else _system_memory()
+    if need.total > there:
+        raise CapabilityError(
+            f"training needs about {_size(need.total)} of memory, the {device.type} has {_size(there)}",
+            fix="lower per_device_train_batch_size or cutoff_len (raise gradient_accumulation_steps instead), set "
+                "gradient_checkpointing: true, finetuning_type: lora or quantization_bit: 4")
+    wanted, free = (saves + 1) * need.checkpoint + need.final, _free_disk(folder)
+    if wanted > free:
+        raise CapabilityError(
+            f"the run writes about {_size(wanted)}, the disk has {_size(free)} free", where=f"output_dir {folder}",
+            fix="choose another output_dir, set save_total_limit: 1 or save_only_model: true")
+
+
+def _check_ids(config: RunConfig, prepared: Prepared) -> None:
+    """Refuse data with token ids that the embedding will not have (as the run does before its first step)."""
+    name = check_model_source(config.model.model_name_or_path, weights=not config.model.train_from_scratch)
+    rows = load_config(name, config.model).get_text_config().vocab_size
+    grows = config.model.resize_vocab or config.model.add_tokens or config.model.add_special_tokens
+    if grows:
+        rows = max(rows, highest_id(prepared.tokenizer) + 1)
+    stand_in = _Rows(rows)
+    for dataset in _sets(prepared):
+        found = dataset.find_ids(rows)
+        check_token_ids([index for index, _ in found], prepared.tokenizer, stand_in,
+                        where=found[-1][1] if found else "")
+
+
+class _Rows(nn.Module):
+    """A model of which only the number of embedding rows is known."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            self.embedding = nn.Embedding(rows, 1)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
+
+
+def _device(config: RunConfig) -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() and not config.engine.use_cpu else "cpu")
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _system_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _free_disk(folder: Path) -> int:
+    existing = next(one for one in (folder, *folder.parents) if one.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _size(count: float) -> str:
+    """Return bytes in words: `1.5 GiB`."""
+    for unit, scale in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:.0f} B"
