@@ -1,7 +1,10 @@
 """Low-rank adapters through peft: new ones, loaded ones, merged ones (LoRA, Hu et al. 2021)."""
 
+from pathlib import Path
+
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -13,7 +16,7 @@ from danlu.models.config import AdapterConfig
 from danlu.models.pissa import remember_start
 from danlu.models.quantization import is_quantized
 from danlu.models.quiet import quiet_loading
-from danlu.models.source import unreachable
+from danlu.models.source import local_folder, unreachable
 
 # One name for what a native architecture keeps in three projections; old recipes still say it.
 FUSED_PROJECTIONS = {"W_pack": ("q_proj", "k_proj", "v_proj"), "query_key_value": ("q_proj", "k_proj", "v_proj")}
@@ -82,8 +85,9 @@ def load_adapter(
                 model, path, is_trainable=trainable, autocast_adapter_dtype=not pure_bf16, torch_device="cpu")
     except (RuntimeError, ValueError) as error:
         raise _wrong_base(path, base_name, error) from error
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, SafetensorError) as error:
         raise unreachable(path, error, "adapter_name_or_path") from error
+    _check_all_loaded(adapted, path, base_name)
     adapted.peft_config["default"].base_model_name_or_path = base_name
     _cast_trainable(adapted, torch.bfloat16 if pure_bf16 else torch.float32)
     return adapted
@@ -151,6 +155,19 @@ def _cast_trainable(model: nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+
+
+def _check_all_loaded(model: PeftModel, path: str, base_name: str) -> None:
+    """Refuse an adapter with weights for layers that the model does not have, or without some it needs."""
+    file = (local_folder(path) or Path(path)) / "adapter_model.safetensors"
+    if not file.is_file():
+        return
+    with safe_open(file, framework="pt") as tensors:
+        stored = set(tensors.keys())
+    needed = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    odd = sorted(needed - stored) + sorted(name for name in stored - needed if ".lora_" in name)
+    if odd:
+        raise _wrong_base(path, base_name, ValueError(f"{odd[0]} is in one of them only"))
 
 
 def _wrong_base(path: str, base_name: str, error: Exception) -> UserError:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -67,7 +68,7 @@ def read_weights(
                 name, config=config, dtype=dtype, attn_implementation=attention_implementation(model_cfg),
                 quantization_config=settings, cache_dir=model_cfg.cache_dir, revision=model_cfg.model_revision,
                 token=model_cfg.hf_hub_token, trust_remote_code=model_cfg.trust_remote_code, output_loading_info=True)
-    except (OSError, ImportError) as error:
+    except (OSError, ImportError, SafetensorError) as error:
         raise unreachable(name, error) from error
     except (ValueError, RuntimeError, KeyError) as error:
         raise _unloadable(name, error) from error

@@ -131,7 +131,7 @@ def _tokenizer(config: NewConfig, settings: dict[str, Any]) -> PreTrainedTokeniz
 
 
 def template_tokens(name: str | None, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the control tokens that a named template writes, such as <|im_start|>; they must be tokens of their own."""
+    """Return the control tokens that a named template writes, such as <|im_start|>: each must be one token."""
     if name is None:
         return []
     template = TEMPLATES[name]

@@ -1,4 +1,4 @@
-"""Keep the libraries from talking over danlu while they load: no bars for small files, no notes on their own renames."""
+"""Keep the libraries from talking over danlu while they load: no bars for small files, no notes on their renames."""
 
 import warnings
 from collections.abc import Iterator
