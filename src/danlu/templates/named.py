@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _CONTROL_LIKE = re.compile(r"<\|[^|<>\s]+\|>|<[^<>\s/][^<>\s]*>|\[[A-Za-z_/|]+\]|<｜[^｜]+｜>")
 
 
+def control_like(text: str) -> list[str]:
+    """Return the strings in `text` that are meant to be control tokens."""
+    return sorted(set(_CONTROL_LIKE.findall(text)))
+
+
 @dataclass(frozen=True)
 class NamedTemplate(ChatTemplate):
     """A chat format as slots.
@@ -78,8 +83,8 @@ class NamedTemplate(ChatTemplate):
     def notices(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Say which control tokens of the template this tokenizer does not have."""
         slots = (self.prefix, self.system, self.user, self.observation or "", self.generation, self.assistant)
-        strings = {s for slot in slots for s in _CONTROL_LIKE.findall(parse(slot).literal)} | set(self.stop)
-        missing = sorted(s for s in strings if single_token(tokenizer, s) is None)
+        strings = control_like("\n".join(parse(slot).literal for slot in slots)) + list(self.stop)
+        missing = sorted({s for s in strings if single_token(tokenizer, s) is None})
         if missing:
             notice(f'template "{self.name}": {", ".join(missing)} are not single tokens of this tokenizer and are '
                    "written as plain text; answers end with the tokenizer's eos. add_special_tokens can add them")

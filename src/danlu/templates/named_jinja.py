@@ -24,7 +24,7 @@ def write_jinja(template: "NamedTemplate", answer: Slot) -> str:
 
 
 def _slot(text: str, content: str = "''") -> str:
-    return parse(text).jinja(content=content, index="ns.index", **_SPECIAL)
+    return parse(text).jinja(content=content, index="(ns.index | string)", **_SPECIAL)
 
 
 def _system(template: "NamedTemplate") -> list[str]:

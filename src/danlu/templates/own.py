@@ -1,6 +1,6 @@
 """The tokenizer's own chat template, rendered in transformers' sandbox; its answers are found in the text."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from danlu.core.console import notice
@@ -9,7 +9,7 @@ from danlu.core.records import Message
 from danlu.templates.base import ChatTemplate, EncodeOptions
 from danlu.templates.controls import control_pattern, control_strings
 from danlu.templates.own_turns import Shape, find_turns
-from danlu.templates.rendered import Dialogue, Rendered
+from danlu.templates.rendered import Dialogue, Rendered, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,21 +18,14 @@ _ASKED, _ANSWERED, _ASKED_AGAIN = "Uq7 question", "Aq7 answer", "Vq7 question"
 _CHOOSE = "choose a named `template` (default, chatml, ...), or mend the tokenizer's chat_template"
 
 
-@dataclass(frozen=True, slots=True)
-class _Kwargs:
-    """Variables that go to the template beside the messages."""
-
-    values: dict[str, Any]
-
-    @classmethod
-    def of(cls, options: EncodeOptions) -> "_Kwargs":
-        """Translate the options; what is not chosen is left to the template."""
-        values: dict[str, Any] = {}
-        if options.enable_thinking is not None:
-            values["enable_thinking"] = options.enable_thinking
-        if options.preserve_thinking:
-            values |= {"preserve_thinking": True, "clear_thinking": False}
-        return cls(values)
+def _thinking_variables(options: EncodeOptions) -> dict[str, Any]:
+    """Translate the options into template variables; what is not chosen is left to the template."""
+    variables: dict[str, Any] = {}
+    if options.enable_thinking is not None:
+        variables["enable_thinking"] = options.enable_thinking
+    if options.preserve_thinking:
+        variables |= {"preserve_thinking": True, "clear_thinking": False}
+    return variables
 
 
 class TokenizerTemplate(ChatTemplate):
@@ -89,17 +82,21 @@ class TokenizerTemplate(ChatTemplate):
         if turns is None:
             raise DataError("the answers of this row cannot be found in what the tokenizer's own chat template writes",
                             where=where, fix=_CHOOSE)
-        if turns and not dialogue.is_prompt and not shape.end_of_turn and tokenizer.eos_token:
-            return self._closed(text, dialogue, turns, tokenizer.eos_token)
+        if dialogue.messages[0].role == "system" and dialogue.messages[0].content.strip() not in text:
+            notice("the tokenizer's own chat template leaves the system message out of some dialogues "
+                   f"({where} is the first); a named `template` writes it in all")
+        closing = shape.end_of_turn or tokenizer.eos_token
+        if turns and closing and not (dialogue.is_prompt or shape.is_closed):
+            return self._closed(text, dialogue, turns, closing)
         return Rendered(text, turns)
 
-    def _closed(self, text: str, dialogue: Dialogue, turns: tuple[Any, ...], eos: str) -> Rendered:
-        """Put eos behind a final answer that the template leaves open, so that its end is learned."""
-        if dialogue.messages[-1].role != "assistant" or turns[-1].stop != len(text.rstrip()):
+    def _closed(self, text: str, dialogue: Dialogue, turns: tuple[Turn, ...], closing: str) -> Rendered:
+        """Put an end-of-turn token behind a final answer that the template leaves open, so that its end is learned."""
+        if dialogue.messages[-1].role != "assistant":
             return Rendered(text, turns)
         notice("the tokenizer's own chat template writes no end-of-turn token behind the last answer; "
-               f"danlu adds {eos} there, so that the model learns to stop")
-        text = text[:turns[-1].stop] + eos
+               f"danlu adds {closing} there, so that the model learns to stop")
+        text = text[:turns[-1].stop] + closing
         return Rendered(text, (*turns[:-1], replace(turns[-1], stop=len(text), end=len(text))))
 
     def shape(self, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions) -> Shape:
@@ -126,27 +123,38 @@ class TokenizerTemplate(ChatTemplate):
         trail = whole[at + len(_ANSWERED):]
         longer = render(asked, answered, again)
         second = longer.rfind(_ASKED_AGAIN)
-        header = longer[longer.rfind(_ANSWERED, 0, second) + len(_ANSWERED):second]
-        pattern = control_pattern(control_strings(tokenizer, self._text(())))
-        found = pattern.search(trail) if pattern else None
-        return Shape(generation or behind_user, behind_user, lead, trail, header.removeprefix(trail),
-                     found.group() if found else "", pattern)
+        between = longer[longer.rfind(_ANSWERED, 0, second) + len(_ANSWERED):second]
+        strings = control_strings(tokenizer, self._text(())) - {tokenizer.bos_token}
+        shape = Shape(generation or behind_user, lead, trail, between.removeprefix(trail), control_pattern(strings))
+        last, earlier = shape.first_control(trail), shape.first_control(between)
+        if last != earlier and last in shape.generation:
+            return replace(shape, end_of_turn=earlier, opener=last)
+        return replace(shape, end_of_turn=last or earlier, is_closed=bool(last))
 
     def _render(
         self, messages: tuple[Message, ...], tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions,
         is_prompt: bool, tools: tuple[dict[str, object], ...], where: str,
     ) -> str:
         import jinja2
-        from transformers.utils.chat_template_utils import render_jinja_template
 
-        variables = {**tokenizer.special_tokens_map, **_Kwargs.of(options).values}
+        context = {
+            **tokenizer.special_tokens_map, **_thinking_variables(options), "messages": [as_dict(m) for m in messages],
+            "tools": list(tools) or None, "add_generation_prompt": is_prompt}
         try:
-            rendered, _ = render_jinja_template(
-                conversations=[[as_dict(m) for m in messages]], tools=list(tools) or None,
-                chat_template=self._text(tools), add_generation_prompt=is_prompt, **variables)
+            return self.render_context(context)
         except (jinja2.TemplateError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"the tokenizer's own chat template refuses this dialogue: {error}", where=where,
                             fix="change the row's roles, or " + _CHOOSE) from error
+
+    def render_context(self, context: dict[str, Any]) -> str:
+        """Render in transformers' sandbox: `messages`, `tools`, `add_generation_prompt` and other variables."""
+        # Imported here: transformers takes seconds, and naming the templates needs none of it.
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        variables = dict(context)
+        messages, tools = variables.pop("messages"), variables.pop("tools", None)
+        rendered, _ = render_jinja_template(
+            conversations=[messages], tools=tools, chat_template=self._text(tuple(tools or ())), **variables)
         return str(rendered[0])
 
 

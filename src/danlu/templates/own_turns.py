@@ -14,21 +14,28 @@ class Shape:
     """What a template writes around messages.
 
     generation   what makes the model speak
-    behind_user  everything between a user's words and the answer
     lead         what the template puts between `generation` and an answer (a space, an empty reasoning block)
-    trail        what follows an answer
+    trail        what follows a final answer
     header       what stands in front of a later user message
-    end_of_turn  the control token in `trail`, or nothing
     controls     pattern of control tokens
+    is_closed    whether `trail` holds an end-of-turn token
+    end_of_turn  that token, or the one behind earlier answers
+    opener       a control token in `trail` that asks for the next answer and ends none
     """
 
     generation: str
-    behind_user: str
     lead: str
     trail: str
     header: str
-    end_of_turn: str
     controls: re.Pattern[str] | None
+    is_closed: bool = False
+    end_of_turn: str = ""
+    opener: str = ""
+
+    def first_control(self, text: str) -> str:
+        """Return the first control token in `text`, or nothing."""
+        found = self.controls.search(text) if self.controls else None
+        return found.group() if found else ""
 
     @property
     def short_generation(self) -> str:
@@ -121,7 +128,7 @@ def _find_stop(text: str, content_end: int, shape: Shape, *, has_calls: bool) ->
         at = text.find(shape.end_of_turn, content_end)
         return at + len(shape.end_of_turn) if at >= 0 else content_end
     found = shape.controls.search(text, content_end) if shape.controls else None
-    if found and not text[content_end:found.start()].strip():
+    if found and not text[content_end:found.start()].strip() and found.group() != shape.opener:
         return found.end()
-    closing = shape.trail.rstrip()
+    closing = "" if shape.opener else shape.trail.rstrip()
     return content_end + len(closing) if text.startswith(closing, content_end) else content_end
