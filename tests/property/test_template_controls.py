@@ -43,8 +43,8 @@ def test_no_control_token_comes_from_a_message(kind, name, said, answered):
     assert tokenizer.decode(tricky.input_ids) == answered.join(said.join(text.split("blue", 1)).rsplit("blue", 1))
     prompt = template.encode_prompt((Message("user", said),), tokenizer)
     assert prompt == tricky.input_ids[:tricky.turns[0][1]].tolist()
-    trained = tokenizer.decode(tricky.input_ids[tricky.trained])
-    assert trained in (answered + "<|im_end|>", answered + "</s>")
+    trained = tokenizer.decode(tricky.input_ids[tricky.trained]).lstrip(" ")  # a sentencepiece decoder strips one
+    assert trained in ((answered + "<|im_end|>").lstrip(" "), (answered + "</s>").lstrip(" "))
 
 
 def test_ordinary_text_is_not_cut():
