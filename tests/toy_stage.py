@@ -78,6 +78,10 @@ class ToyData:
             weights = np.full(length, np.nan, np.float32) if index == bad else None
             self.examples.append(Example(ids.astype(np.int64), trained, weights, index=index))
 
+    @property
+    def lengths(self) -> list[int]:
+        return [len(example.input_ids) for example in self.examples]
+
     def __len__(self) -> int:
         return len(self.examples)
 

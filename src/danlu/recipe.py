@@ -57,7 +57,8 @@ def train(config: RunConfig) -> dict[str, float]:
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (a checkpoint is written).
     """
     prepared = prepare(config)
-    run = RunDir.create(output_dir(config), overwrite=config.engine.overwrite_output_dir, config=config.given(),
+    starts_anew = config.engine.overwrite_output_dir and not config.engine.resume_from_checkpoint
+    run = RunDir.create(output_dir(config), overwrite=starts_anew, config=config.given(),
                         inputs=[*filter(None, [config.model.model_name_or_path]), *config.model.adapter_name_or_path])
     if prepared.train is not None:
         prepared.train.ledger.write(run.path)

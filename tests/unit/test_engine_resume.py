@@ -183,8 +183,11 @@ def test_output_folder_rules(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("a finished model")
     with pytest.raises(ConfigError, match="holds a result"):
         RunDir.create(tmp_path)
-    with pytest.raises(ConfigError, match="reads from"):
-        RunDir.create(tmp_path, overwrite=True, inputs=[tmp_path])
+    (tmp_path / "checkpoint-7").mkdir()
+    for read in (tmp_path, tmp_path / "checkpoint-7"):
+        with pytest.raises(ConfigError, match="reads from"):
+            RunDir.create(tmp_path, overwrite=True, inputs=[read])
+    assert (tmp_path / "checkpoint-7").exists()
     assert (tmp_path / "model.safetensors").exists()
     RunDir.create(tmp_path, overwrite=True, config={"stage": "sft", "lora_target": ("a", "b")})
     assert not (tmp_path / "model.safetensors").exists()

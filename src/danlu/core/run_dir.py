@@ -74,7 +74,7 @@ class RunDir:
     @classmethod
     def create(cls, output_dir: str | Path, *, overwrite: bool = False, config: Mapping[str, Any] | None = None,
                inputs: Iterable[str | Path] = ()) -> "RunDir":
-        """Open or make the folder; refuse to write over a finished run, or over one of the run's own `inputs`.
+        """Open or make the folder; refuse to write over a finished run, or over files the run reads (`inputs`).
 
         Checkpoints in it are left for the engine to resume from. `overwrite` removes checkpoints and the files that
         danlu itself writes, nothing else. `config` is stored as training_args.yaml.
@@ -82,7 +82,7 @@ class RunDir:
         run = cls(Path(output_dir).expanduser())
         if not is_main_process():
             return run
-        _refuse_inputs(run.path, inputs)
+        _refuse_inputs(run.path, inputs, overwrite)
         if run.path.exists() and not run.path.is_dir():
             raise ConfigError("output_dir is a file, expected a folder", where=str(run.path))
         try:
@@ -209,11 +209,12 @@ def _row_step(line: str) -> int:
         return sys.maxsize
 
 
-def _refuse_inputs(output: Path, inputs: Iterable[str | Path]) -> None:
-    for path in map(Path, inputs):
-        if path.exists() and path.resolve() == output.resolve():
-            raise ConfigError("output_dir is also a folder the run reads from", where=f"output_dir {output}",
-                              fix="choose another output_dir")
+def _refuse_inputs(output: Path, inputs: Iterable[str | Path], overwrite: bool) -> None:
+    folder = output.resolve()
+    for path in (Path(one).expanduser().resolve() for one in inputs):
+        if path.exists() and (path == folder or (overwrite and folder in path.parents)):
+            raise ConfigError(f"output_dir would write over {path}, which the run reads from",
+                              where=f"output_dir {output}", fix="choose another output_dir")
 
 
 def _plain(value: Any) -> Any:

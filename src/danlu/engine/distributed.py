@@ -30,7 +30,7 @@ def start(config: EngineConfig, project_dir: Path, log_with: list[str]) -> Accel
     _check_capabilities(config)
     if AcceleratorState._shared_state:
         # A process may train twice (a pipeline, a test); the precision of the first run must not stick.
-        AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+        AcceleratorState._reset_state(reset_partial_state=not is_joined())
     ddp = DistributedDataParallelKwargs(
         broadcast_buffers=bool(config.ddp_broadcast_buffers), bucket_cap_mb=config.ddp_bucket_cap_mb or 25,
         find_unused_parameters=bool(config.ddp_find_unused_parameters))
@@ -41,11 +41,21 @@ def start(config: EngineConfig, project_dir: Path, log_with: list[str]) -> Accel
         log_with=log_with or None, kwargs_handlers=[ddp, group],
         project_config=ProjectConfiguration(project_dir=str(project_dir), logging_dir=logs))
     if config.tf32 is not None:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     if config.full_determinism:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return accelerator
+
+
+def is_joined() -> bool:
+    """Return True when this process belongs to a group of processes."""
+    return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
+
+
+def leave() -> None:
+    """Leave the group, so that torch does not warn about it at exit."""
+    torch.distributed.destroy_process_group()
 
 
 def seed_everything(seed: int) -> None:

@@ -2,10 +2,12 @@
 
 import math
 import time
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from accelerate import Accelerator
 
 from danlu.core.errors import DataError
@@ -20,6 +22,10 @@ class Examples(Sized, Protocol):
     @property
     def fingerprint(self) -> str:
         """Identify content, order and encoding."""
+
+    @property
+    def lengths(self) -> Sequence[int] | NDArray[np.int64]:
+        """Tokens in each example."""
 
     def __getitem__(self, index: int) -> Example: ...
 

@@ -28,6 +28,14 @@ from danlu.engine.session import Session, open_session
 from danlu.engine.step import StepResult
 from danlu.stages.base import Stage
 
+# Keys that other loops need and this one does not, with the reason.
+_IDLE = {
+    "dataloader_num_workers": "batches are mapped from disk and laid out by the training process itself",
+    "bf16_full_eval": "evaluation computes in the format of training",
+    "fp16_full_eval": "evaluation computes in the format of training",
+    "compute_accuracy": "logits are not kept; the evaluation reports loss and perplexity",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
@@ -49,6 +57,9 @@ class Engine:
         self._config, self._run, self._saver = config, run, saver
         self._hooks, self._record = hooks, dict(record or {})
         self._started: Accelerator | None = None
+        for key, reason in _IDLE.items():
+            if getattr(config, key):
+                notice(f"{key} is without effect: {reason}")
 
     @property
     def accelerator(self) -> Accelerator:
@@ -89,6 +100,11 @@ class Engine:
             models.policy = self.accelerator.unwrap_model(models.policy, keep_fp32_wrapper=False)
         self._run.write_results("eval", metrics)
         return metrics
+
+    def close(self) -> None:
+        """Leave the group of processes; nothing of the engine can be used afterwards."""
+        if self._started is not None and distributed.is_joined():
+            distributed.leave()
 
     def _train(self, session: Session, stop: StopSignal) -> None:
         state, plan = session.state, session.plan

@@ -21,7 +21,7 @@ class Sampler:
     seed: int
     shuffle: bool = True
     drop_last: bool = False
-    lengths: Sequence[int] | None = None
+    lengths: Sequence[int] | IndexArray | None = None
     _epoch: int = field(default=-1, init=False)
     _order: IndexArray = field(default_factory=lambda: np.empty(0, np.int64), init=False)
 

@@ -181,7 +181,7 @@ def _place(stage: Stage, accelerator: Accelerator, config: EngineConfig) -> None
 
 
 def _sampler(config: EngineConfig, plan: Plan, dataset: Examples) -> Sampler:
-    lengths = [len(dataset[i].input_ids) for i in range(len(dataset))] if config.group_by_length else None
+    lengths = dataset.lengths if config.group_by_length else None
     seed = config.data_seed if config.data_seed is not None else config.seed
     return Sampler(plan.num_examples, plan.global_batch, seed, not config.disable_shuffling,
                    config.dataloader_drop_last, lengths)

@@ -70,7 +70,7 @@ class Stepper:
         count, tokens_seen = sum_over_ranks(self.accelerator, [weight * own_count, weight * tokens])
         if count == 0:
             notice("a step without a single supervised token leaves the weights to weight decay alone")
-        totals, metrics = self._backward(micros, weight, max(count, 1e-300) if count else 1.0)
+        totals, metrics = self._backward(micros, weight, count or 1.0)
         norm = self._clip()
         self._reduce(totals, metrics, weight, count or 1.0, float(norm), result)
         if not math.isfinite(result.loss) or not (math.isfinite(result.grad_norm) or self._scales()):
