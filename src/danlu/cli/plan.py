@@ -33,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
             if not only_given or config.origins.get(key, "default") != "default"]
     for owner in dict.fromkeys(_owner(key) for key, _ in keys):
         _print_table(TITLES.get(owner, owner), (
-            (key, "given, not shown" if key in SECRETS and value else shown(value), config.origins.get(key, "default")) for key, value in keys if _owner(key) == owner))
+            (key, "given, not shown" if key in SECRETS and value else shown(value), config.origins.get(key, "default"))
+            for key, value in keys if _owner(key) == owner))
     # Imported last: torch takes seconds, and the keys are read meanwhile.
     from danlu.plan import plan
 

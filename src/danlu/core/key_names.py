@@ -21,6 +21,7 @@ RENAMED: dict[str, str] = {
     "cache_path": "tokenized_path", "dev_ratio": "val_size", "tokenize_num_workers": "preprocessing_num_workers",
     # training
     "evaluation_strategy": "eval_strategy", "neft_alpha": "neftune_noise_alpha", "no_cuda": "use_cpu",
+    "swanlab_project": "project",
     "per_gpu_train_batch_size": "per_device_train_batch_size", "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "ppo_logger": "report_to", "include_tokens_per_second": "include_effective_tokens_per_second",
     # generation

@@ -26,15 +26,17 @@ NO_EFFECT: dict[str, str] = _table({
     "danlu says what matters and leaves the rest out": "log_level log_level_replica log_on_each_node debug",
     "evaluation keeps sums only, never logits":
         "prediction_loss_only eval_do_concat_batches eval_use_gather_object eval_accumulation_steps "
-        "include_for_metrics include_inputs_for_metrics batch_eval_metrics",
+        "include_for_metrics include_inputs_for_metrics batch_eval_metrics compute_accuracy",
+    "evaluation computes in the format of training": "bf16_full_eval fp16_full_eval",
+    "weights are held in memory whole": "offload_folder",
     "only the first process writes": "save_on_each_node",
     "SIGTERM and Ctrl-C always write a checkpoint": "enable_jit_checkpoint",
     "weights are always saved as safetensors": "save_safetensors export_legacy_format",
     "a resumed run always goes on at the exact example": "ignore_data_skip restore_callback_states_from_checkpoint",
     "the launcher tells each process its rank": "local_rank use_mps_device xpu_backend tpu_num_cores tpu_metrics_debug",
     "batches are laid out from memory-mapped token arrays":
-        "dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context "
-        "dataloader_in_order",
+        "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
+        "dataloader_multiprocessing_context dataloader_in_order",
     "memory use does not grow from step to step": "torch_empty_cache_steps",
     "the run keeps no memory statistics": "skip_memory_metrics",
     "precision follows bf16 and fp16": "half_precision_backend fp16_backend fp16_opt_level",
@@ -93,6 +95,11 @@ OUT_OF_SCOPE: dict[str, str] = _table({
     f"the profiler {_LATER}":
         "enable_torch_profiler profiler_output_dir profiler_wait_steps profiler_warmup_steps profiler_active_steps "
         "profiler_repeat profiler_record_shapes profiler_profile_memory profiler_with_stack profile_modules",
+    f"describing new tokens {_LATER}; add_tokens and add_special_tokens start their rows at the mean":
+        "new_special_tokens_config init_special_tokens",
+    f"the load-balancing loss of mixture-of-experts models {_LATER}": "moe_aux_loss_coef",
+    "the benchmarks with worked examples in the prompt (MMLU, C-Eval, CMMLU) are not in this version":
+        "task_dir lang n_shot",
     "models and data come from folders or the Hugging Face hub":
         "ms_hub_token om_hub_token download_mode trackio_space_id trackio_bucket_id trackio_static_space_id",
     _UPLOAD: "export_hub_model_id push_to_hub hub_model_id hub_token hub_strategy hub_private_repo hub_always_push "

@@ -38,8 +38,6 @@ class EngineConfig(StrictConfig):
     disable_shuffling: bool = Field(False, description="Take the examples in the order of the file.")
     group_by_length: bool = Field(False, description="Put examples of similar length into one batch.")
     dataloader_drop_last: bool = Field(False, description="Leave out the last batch of a pass when it is not full.")
-    dataloader_num_workers: int = Field(0, ge=0, description="Processes that lay out batches; 0: the main one.")
-    dataloader_pin_memory: bool = Field(True, description="Copy batches to the GPU from page-locked memory.")
     # optimiser
     learning_rate: float = Field(5e-5, ge=0, description="Largest step size.")
     optim: Optimizer = Field("adamw_torch_fused", description="Optimiser, in the names of transformers.")
@@ -66,8 +64,6 @@ class EngineConfig(StrictConfig):
     bf16: bool = Field(False, description="Compute in bfloat16, keep trained weights in float32.")
     fp16: bool = Field(False, description="Compute in float16 with loss scaling; needs a GPU.")
     tf32: bool | None = Field(None, description="Allow TF32 matrix products on GPUs; unset: torch's default.")
-    bf16_full_eval: bool = Field(False, description="Evaluate with all weights in bfloat16.")
-    fp16_full_eval: bool = Field(False, description="Evaluate with all weights in float16.")
     use_cpu: bool = Field(False, description="Stay on the CPU although there is a GPU.")
     torch_compile: bool = Field(False, description="Compile the model with torch.compile.")
     torch_compile_backend: str | None = Field(
@@ -95,14 +91,10 @@ class EngineConfig(StrictConfig):
     include_num_input_tokens_seen: Literal["no", "all", "non_padding"] = Field(
         "no", description="Write the tokens read so far into every log line.")
     include_effective_tokens_per_second: bool = Field(False, description="Write the throughput without padding.")
-    compute_accuracy: bool = Field(False, description="Report the share of tokens predicted right in evaluation.")
     report_to: CommaList = Field(
         (), description="Trackers: tensorboard, wandb, swanlab, mlflow, trackio; or none, all.")
     run_name: str | None = Field(None, description="Name of the run in the trackers; unset: output_dir.")
     project: str = Field("danlu", description="Name of the project in the trackers.")
-    swanlab_project: str | None = Field(
-        None, description="SwanLab: project; unset: the key above.",
-        json_schema_extra=only_with(report_to=True))
     swanlab_workspace: str | None = Field(
         None, description="SwanLab: workspace.",
         json_schema_extra=only_with(report_to=True))

@@ -28,14 +28,6 @@ from danlu.engine.session import Session, open_session
 from danlu.engine.step import StepResult
 from danlu.stages.base import Stage
 
-# Keys that other loops need and this one does not, with the reason.
-_IDLE = {
-    "dataloader_num_workers": "batches are mapped from disk and laid out by the training process itself",
-    "bf16_full_eval": "evaluation computes in the format of training",
-    "fp16_full_eval": "evaluation computes in the format of training",
-    "compute_accuracy": "logits are not kept; the evaluation reports loss and perplexity",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
@@ -57,9 +49,6 @@ class Engine:
         self._config, self._run, self._saver = config, run, saver
         self._hooks, self._record = hooks, dict(record or {})
         self._started: Accelerator | None = None
-        for key, reason in _IDLE.items():
-            if getattr(config, key):
-                notice(f"{key} is without effect: {reason}")
 
     @property
     def accelerator(self) -> Accelerator:
