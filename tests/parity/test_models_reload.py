@@ -6,12 +6,17 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from danlu.core.errors import UserError
+from danlu.core.stream import Example, flatten
 from danlu.models.config import AdapterConfig, ModelConfig, QuantizationConfig
 from danlu.models.load import load_model
+from danlu.models.packed_lm import PackedLM
 from danlu.models.save import ModelSaver, stock_model
+from danlu.models.stream_tensors import StreamTensors
 from danlu.models.tokenizer import load_tokenizer
+from danlu.templates import TEMPLATES
 from tests.tiny import CHATML, FAMILIES, save_tiny
 
 METHODS: dict[str, AdapterConfig] = {
@@ -137,3 +142,64 @@ def test_a_final_save_takes_the_dtype_of_the_base(tmp_path: Path) -> None:
     assert plain.dtype == torch.bfloat16
     expected = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
     assert all(torch.equal(expected[name], value) for name, value in plain.state_dict().items())
+
+
+class OneProcess:
+    """A gloo group of one process, so that DDP can wrap a model."""
+
+    def __enter__(self) -> None:
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+    def __exit__(self, *error: object) -> None:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_wrappers_are_looked_through(method: str, tiny_base: Path, tmp_path: Path) -> None:
+    """DDP(PackedLM(model)) saves the stock model, and its attention implementation stays out of the files."""
+    model = build(tiny_base, METHODS[method])
+    batch = StreamTensors.from_stream(flatten([Example(IDS[0].numpy(), torch.ones(8, dtype=torch.bool).numpy())]))
+    with OneProcess():
+        policy = nn.parallel.DistributedDataParallel(PackedLM(model))
+        policy(batch).backward()
+        shake(model)
+        assert stock_model(policy) is model
+        saver(tiny_base).save(policy, tmp_path / "out")
+    assert "danlu_segments" not in "".join(p.read_text("utf-8") for p in (tmp_path / "out").glob("*.json"))
+    kind = AutoPeftModelForCausalLM if method == "lora" else AutoModelForCausalLM
+    with PackedLM(model).generation_mode() as inner:
+        expected = logits(inner)
+    torch.testing.assert_close(logits(kind.from_pretrained(tmp_path / "out")), expected, rtol=0, atol=1e-5)
+
+
+def test_template_and_stop_tokens_go_with_the_model(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    tokenizer = load_tokenizer(ModelConfig(model_name_or_path=str(base)))
+    model = build(base, METHODS["full"])
+    ModelSaver(tokenizer, TEMPLATES["chatml"], str(base)).save(model, tmp_path / "out")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert "<|im_start|>" in saved.chat_template
+    stops = GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id
+    assert set(stops) == {2, saved.convert_tokens_to_ids("<|im_end|>")}
+    assert model.generation_config.eos_token_id == 2
+
+
+def test_restore_refuses_another_model(tiny_base: Path, tmp_path: Path) -> None:
+    saver(tiny_base).save(build(tiny_base, METHODS["lora"]), tmp_path / "lora")
+    saver(tiny_base).save(build(tiny_base, METHODS["full"]), tmp_path / "full")
+    wider = build(tiny_base, AdapterConfig(lora_rank=16))
+    other = build(tiny_base, AdapterConfig(lora_target="q_proj"))
+    for model, folder in ((wider, "lora"), (other, "lora"), (build(tiny_base, METHODS["full"]), "lora"),
+                          (wider, "full"), (wider, "nowhere")):
+        with pytest.raises(UserError, match="does not fit"):
+            saver(tiny_base).restore(model, tmp_path / folder)
+
+
+def test_large_models_are_sharded(tiny_base: Path, tmp_path: Path) -> None:
+    model = build(tiny_base, METHODS["full"])
+    keeper = ModelSaver(load_tokenizer(ModelConfig(model_name_or_path=str(tiny_base))), None, str(tiny_base),
+                        shard_size="60KB")
+    keeper.save(model, tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(model))
