@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from danlu.core.stream import Example, flatten
 from danlu.losses.linear_cross_entropy import tile_rows_for
@@ -14,6 +15,8 @@ from danlu.models.attention import IMPLEMENTATION
 from danlu.models.packed_lm import PackedLM
 from danlu.models.stream_tensors import StreamTensors
 from tests.tiny import tiny_model
+
+aten = torch.ops.aten
 
 
 def make_stream(lengths: tuple[int, ...], seed: int = 0, trained: float = 0.7) -> StreamTensors:
@@ -225,6 +228,21 @@ def test_logits_never_exist_beyond_one_tile(wrapped: bool) -> None:
     with LargestLogits(vocab) as watch:
         packed(data).backward()
     assert watch.rows == tile
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["full", "frozen head"])
+def test_no_product_is_wasted(frozen: bool) -> None:
+    """Linear layers cost 6 flops a weight and token, the head 6 a weight and supervised row (4 when it is frozen)."""
+    model, data = tiny_model(vocab_size=500, tie_word_embeddings=False), make_stream((40, 13, 13, 5))
+    model.lm_head.requires_grad_(not frozen)
+    packed = PackedLM(model)
+    packed(data)
+    with FlopCounterMode(display=False) as counter:
+        packed(data).backward()
+    spent = sum(n for op, n in counter.get_flop_counts()["Global"].items() if op in (aten.mm, aten.addmm, aten.bmm))
+    body = sum(p.numel() for p in model.model.layers.parameters() if p.ndim == 2)
+    head = model.lm_head.weight.numel() * data.num_rows
+    assert spent == 6 * body * data.num_tokens + (4 if frozen else 6) * head
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TILE_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
-MIN_TILE_ROWS = 128
+MIN_TILE_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class _Tiles:
         if self.d_weight is None:
             return
         if self.d_weight.dtype == d_product.dtype:
-            self.d_weight.addmm_(d_product.t(), self.hidden[rows])
+            torch.addmm(self.d_weight, d_product.t(), self.hidden[rows], out=self.d_weight)
         else:
             self.d_weight += d_product.t() @ self.hidden[rows]
 

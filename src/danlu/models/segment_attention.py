@@ -123,15 +123,22 @@ def attend_dense(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, segme
 
 
 def _varlen_serves(query: Tensor, value: Tensor, rule: Rule) -> bool:
-    half = query.dtype in (torch.bfloat16, torch.float16)
+    half = _kernel_dtype(query) in (torch.bfloat16, torch.float16)
     return half and rule.dropout == 0.0 and query.shape[-1] == value.shape[-1] <= MAX_VARLEN_HEAD
+
+
+def _kernel_dtype(query: Tensor) -> torch.dtype:
+    """Return the dtype attention runs in: under autocast rotary embeddings may have left the query in float32."""
+    kind = query.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
 
 
 def attend_varlen(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, segments: Segments, rule: Rule) -> Tensor:
     """Return (1, T, H, D) from torch's variable-length flash kernel: CUDA, 16-bit, no dropout."""
     from torch.nn.attention.varlen import varlen_attn
 
-    query, key, value = (x[0].transpose(0, 1) for x in (query_1HTD, key_1KTD, value_1KTD))
+    dtype = _kernel_dtype(query_1HTD)
+    query, key, value = (x[0].transpose(0, 1).to(dtype) for x in (query_1HTD, key_1KTD, value_1KTD))
     left = -1 if rule.window is None else rule.window - 1
     out = varlen_attn(
         query, key, value, segments.cu_seqlens, segments.cu_seqlens, segments.max_length, segments.max_length,
