@@ -1,5 +1,6 @@
 """The README.md of an exported model: what it is made of and how to ask it. Knows nothing of weights."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -21,8 +22,7 @@ tags: [danlu]
 
 # {folder.name.strip('.').removesuffix('.partial')}
 
-{made}; weights in {dtype}. Merged by [danlu](https://pypi.org/project/danlu): `export_report.json` says which checks
-it passed.
+{made}; weights in {dtype}. Exported by danlu {version("danlu")}: `export_report.json` holds the checks it passed.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

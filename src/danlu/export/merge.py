@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import PreTrainedTokenizerBase
 
-from danlu.core.console import say, warn
+from danlu.core.console import notice, say, warn
 from danlu.core.errors import ConfigError, UserError
 from danlu.export.card import write_card
 from danlu.export.certificate import (
@@ -29,6 +30,7 @@ from danlu.models.architecture import load_config
 from danlu.models.config import AdapterConfig, ModelConfig, QuantizationConfig
 from danlu.models.load import load_model
 from danlu.models.quantization import stored_quantization
+from danlu.models.quiet import quiet_loading
 from danlu.models.source import check_model_source
 from danlu.models.tokenizer import adapter_paths, load_tokenizer
 from danlu.templates import resolve
@@ -58,12 +60,13 @@ def export_model(
     Raises UserError for a quantised base, a target in use, a disk too small, or a merge that changes the logits.
     """
     source, target = _checked(model, quantization, export)
+    _mention_quantised_training(adapter_paths(source))
     tokenizer = load_tokenizer(source)
     chosen = _prepared_template(template, tokenizer)
     network, dtype, probe, checks = _merged(source, quantization, adapter, export, tokenizer, chosen)
     check_space(target, sum(p.numel() * p.element_size() for p in network.parameters()))
     network.generation_config = _generation_settings(network, tokenizer, chosen)
-    with whole_folder(target) as partial:
+    with quiet_loading(), whole_folder(target) as partial:
         network.save_pretrained(partial, max_shard_size=f"{export.export_size}GB")
         tokenizer.save_pretrained(partial)
         expected = logits_of(network, probe)
@@ -97,6 +100,16 @@ def _checked(
             where="model_name_or_path", fix="name the full-precision model that it was made from")
     check_target(target, (name, *adapter_paths(source)))
     return source, target
+
+
+def _mention_quantised_training(adapters: tuple[str, ...]) -> None:
+    """Say that an adapter learned to correct a rounded base, and now meets the exact one."""
+    for path in adapters:
+        keys = Path(path) / "training_args.yaml"
+        bits = yaml.safe_load(keys.read_text(encoding="utf-8")).get("quantization_bit") if keys.is_file() else None
+        if bits:
+            notice(f"{path} was trained on the base in {bits} bits and is merged into it in full precision: answers "
+                   "may differ slightly from those of the run")
 
 
 def _prepared_template(name: str | None, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
