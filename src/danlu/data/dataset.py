@@ -144,7 +144,7 @@ def make_key(records: Records, stage_cls: Any, context: EncodeContext) -> Key:
     stage = [stage_cls.__qualname__, fingerprint.of_files([Path(inspect.getfile(stage_cls))])]
     looks = None if template is None else [type(template).__qualname__, template.name, template.jinja(tokenizer)]
     options = context.config.model_dump(exclude=WITHOUT_EFFECT)
-    return Key(data=records.fingerprint, template=fingerprint.of_values(looks, repr(template)),
+    return Key(data=records.fingerprint, template=fingerprint.of_values(looks),
                tokenizer=fingerprint.of_tokenizer(tokenizer), options=fingerprint.of_values(options, stage),
                code=fingerprint.of_code())
 

@@ -33,7 +33,8 @@ class SourceRows:
     def __init__(self, source: Source, record_type: type[Record], config: DataConfig, ledger: Ledger) -> None:
         self.source, self.record_type, self.config, self.ledger = source, record_type, config, ledger
         self.files: tuple[RowFile, ...] = _open(source)
-        self._format: RowFormat | None = FORMATS[source.formatting]() if source.formatting else None
+        formatting = "text" if source.layout.text_column else source.formatting
+        self._format: RowFormat | None = FORMATS[formatting]() if formatting else None
 
     @cached_property
     def fingerprint(self) -> str:

@@ -45,13 +45,17 @@ def check_alternation(turns: Sequence[Turn], pointer: str = "") -> None:
     for turn in body:
         role = turn.message.role
         if role not in FOLLOWERS[previous]:
-            after = "as the first turn" if previous == "start" else f"after a {previous} turn"
-            raise RowProblem(turn.pointer, f"a {role} turn {after}", " or ".join(FOLLOWERS[previous]))
+            after = "as the first turn" if previous == "start" else f"after {_turn(previous)}"
+            raise RowProblem(turn.pointer, f"{_turn(role)} {after}", " or ".join(FOLLOWERS[previous]))
         if role != "tool" and not turn.message.content.strip() and not turn.message.tool_calls:
             raise RowProblem(turn.pointer, f"an empty {role} turn", "some text")
         previous = role
     if previous != "assistant":
-        raise RowProblem(body[-1].pointer, f"a dialogue that ends on a {previous} turn", "an assistant turn at the end")
+        raise RowProblem(body[-1].pointer, f"a dialogue that ends on {_turn(previous)}", "an assistant turn at the end")
+
+
+def _turn(role: str) -> str:
+    return f"an {role} turn" if role == "assistant" else f"a {role} turn"
 
 
 def system_turn(text: str, pointer: str) -> list[Turn]:

@@ -44,11 +44,6 @@ class Alpaca(RowFormat):
         tools = layout.column("tools", "tools")
         return build_conversation(turns, origin, parse_tools(row.get(tools[0]) if tools else None, "/tools"))
 
-    def text(self, row: Row, layout: Layout, origin: Origin) -> Text:
-        if layout.text_column:
-            return Text(text_at(mapping_at(row), (layout.text_column,)), origin)
-        return super().text(row, layout, origin)
-
     def _context(self, row: Mapping[str, Any], layout: Layout) -> list[Turn]:
         systems = layout.column("system", "system")
         turns = system_turn(optional_text_at(row, systems), f"/{systems[0]}" if systems else "")

@@ -31,7 +31,8 @@ class PlainText(RowFormat):
             return text_at(row, (layout.text_column,))
         names = layout.column("prompt", *USUAL)
         if layout.columns is None and first_present(row, names) is None:
-            names = tuple(_string_columns(row)) or names
+            only = _string_columns(row)
+            names = (only[0],) if len(only) == 1 else names
         return text_at(row, names)
 
 

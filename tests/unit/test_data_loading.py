@@ -1,0 +1,134 @@
+"""Loading: what happens to bad rows and empty files, the ledger, the validation split, mixed sets."""
+
+import json
+
+import pytest
+
+from danlu.core.errors import CapabilityError, ConfigError, DataError
+from danlu.core.records import Conversation, Text
+from danlu.data.config import DataConfig
+from danlu.data.ledger import Ledger
+from danlu.data.loader import load_records, split_validation
+
+
+def write(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def good(number):
+    return {"instruction": f"q{number}", "output": f"a{number}"}
+
+
+ROWS = [good(1), {"instruction": "q", "output": 3}, '{"instruction": ', good(2)]
+
+
+def test_the_first_bad_row_stops_the_run_with_its_line(tmp_path):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(DataError) as caught:
+        len(load_records(DataConfig(train_file=path), Conversation))
+    assert caught.value.where == f"{path}:2"
+    assert caught.value.what == "/output: found 3 (number), expected a string"
+    assert "on_bad_row: skip" in caught.value.fix
+
+
+def test_a_bad_element_of_a_list_names_row_and_line(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([good(1), {"instruction": "q", "output": 3}], indent=1))
+    with pytest.raises(DataError) as caught:
+        len(load_records(DataConfig(train_file=str(path)), Conversation))
+    assert caught.value.where == f"{path}:6" and caught.value.what.startswith("row 2, /output: found 3")
+
+
+def test_skipped_rows_are_in_the_ledger(tmp_path):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    records = load_records(DataConfig(train_file=path, on_bad_row="skip"), Conversation)
+    assert [record.origin.row for record in records] == [1, 4]
+    assert records.ledger.counts[path] == {"read": 4, "dropped": 2}
+    written = [json.loads(line) for line in records.ledger.write(tmp_path / "out").read_text("utf-8").splitlines()]
+    assert written[0] == {"source": path, "read": 4, "dropped": 2}
+    assert [(line["row"], line["action"], line["reason"]) for line in written[1:]] == [
+        (2, "dropped", "bad row"), (3, "dropped", "bad row")]
+    assert "found 3 (number)" in written[1]["detail"] and "broken JSON" in written[2]["detail"]
+    assert records.ledger.lines() == [f"data {path}: 4 read, 2 dropped", f"  2 dropped: bad row (first: {path}:2)"]
+
+
+def test_a_ledger_survives_json_and_merges():
+    ledger = Ledger()
+    ledger.count("a", "read", 3)
+    merged = Ledger.from_dict(json.loads(json.dumps(ledger.to_dict())))
+    merged.merge(ledger)
+    assert merged.counts["a"]["read"] == 6 == merged.total("read")
+
+
+def test_empty_documents_are_left_out_and_listed(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": "one"}, {"text": " "}, {"text": "two"}])
+    records = load_records(DataConfig(train_file=path), Text)
+    assert [record.text for record in records] == ["one", "two"]
+    assert records.ledger.reasons() == {"dropped: empty text": 1}
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "[]"])
+def test_an_empty_data_set_is_an_error(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match="no usable row"):
+        len(load_records(DataConfig(train_file=str(path)), Conversation))
+
+
+def test_rows_of_no_known_format_say_what_is_there_and_how_to_declare(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"alpha": "x", "beta": "y"}])
+    with pytest.raises(DataError, match="no known data format has the keys alpha, beta") as caught:
+        len(load_records(DataConfig(train_file=path), Conversation))
+    assert caught.value.where == f"{path}:1" and "dataset_info.json" in caught.value.fix
+
+
+def test_a_text_column_goes_to_fine_tuning_as_it_is(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"body": "prose", "title": "t"}])
+    config = DataConfig(train_file=path, text_column="body")
+    assert [record.text for record in load_records(config, Conversation)] == ["prose"]
+
+
+def test_sets_of_different_formats_are_mixed(tmp_path):
+    first = write(tmp_path / "a.jsonl", [good(1)])
+    second = write(tmp_path / "b.jsonl", [{"conversation": [{"human": "q2", "assistant": "a2"}]}])
+    third = write(tmp_path / "c.txt", ["prose"])
+    records = load_records(DataConfig(dataset=f"{first},{second},{third}"), Conversation)
+    assert [type(record) for record in records] == [Conversation, Conversation, Text]
+    assert records[-1].origin.source == third
+
+
+def test_interleaving_is_seeded(tmp_path):
+    paths = [write(tmp_path / f"{name}.jsonl", [{"text": f"{name}{n}"} for n in range(20)]) for name in "ab"]
+    config = DataConfig(dataset=",".join(paths), mix_strategy="interleave_once", interleave_probs="0.7,0.3")
+    def order(seed):
+        return [record.text for record in load_records(config, Text, seed=seed)]
+
+    assert sorted(order(1)) == sorted(f"{name}{n}" for name in "ab" for n in range(20))
+    assert order(1) == order(1) != order(2)
+    assert [text for text in order(1) if text[0] == "a"] == [f"a{n}" for n in range(20)]
+
+
+@pytest.mark.parametrize(("size", "held_out"), [(0.2, 2), (3, 3), (0.01, 1)])
+def test_the_validation_split_is_a_seeded_partition(tmp_path, size, held_out):
+    path = write(tmp_path / "a.jsonl", [good(n) for n in range(10)])
+    def halves(seed):
+        parts = split_validation(load_records(DataConfig(train_file=path), Conversation), size, seed)
+        return [[record.origin.row for record in part] for part in parts]
+
+    train, validation = halves(1)
+    assert len(validation) == held_out and sorted(train + validation) == list(range(1, 11))
+    assert halves(1) == [train, validation]
+    assert any(halves(seed) != [train, validation] for seed in range(2, 6))
+
+
+def test_a_split_that_leaves_nothing_is_refused(tmp_path):
+    path = write(tmp_path / "a.jsonl", [good(1), good(2)])
+    train, _ = split_validation(load_records(DataConfig(train_file=path), Conversation), 2, 1)
+    with pytest.raises(ConfigError, match="val_size 2 leaves nothing of 2 records"):
+        len(train)
+
+
+def test_streaming_is_refused_in_a_sentence(tmp_path):
+    with pytest.raises(CapabilityError, match="streaming"):
+        load_records(DataConfig(train_file="x.jsonl", streaming=True), Text)
