@@ -74,7 +74,8 @@ def train(config: RunConfig) -> dict[str, float]:
         result = fit(config, engine, stage, prepared)
         numbers |= result.metrics
         save_result(config, engine, saver, stage, run, result)
-    if config.do_eval and prepared.evaluation and not config.predict_with_generate:
+    evaluates = config.do_eval or (config.do_train and config.engine.eval_strategy != "no")
+    if evaluates and prepared.evaluation and not config.predict_with_generate:
         numbers |= engine.evaluate(stage, prepared.evaluation)
     if config.do_predict or (config.do_eval and config.predict_with_generate):
         from danlu.evaluation.predict import predict

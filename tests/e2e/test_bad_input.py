@@ -49,7 +49,7 @@ def test_missing_data_file(good: dict[str, Any], danlu: Callable[..., int],
 
 
 def test_unknown_data_set(good: dict[str, Any], danlu: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, danlu("train", {**good, "dataset": "chatt"}), "chatt", '"chat"')
+    refused(capsys, danlu("train", {**good, "dataset": "chatt"}), "chatt", "did you mean chat?")
 
 
 def test_broken_json_line(good: dict[str, Any], danlu: Callable[..., int], capsys: pytest.CaptureFixture[str],

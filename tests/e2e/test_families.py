@@ -12,6 +12,10 @@ from tests.e2e.test_stages_learn import DATA
 from tests.reading import losses
 from tests.tiny import CHATML, FAMILIES, save_tiny
 
+TEXT = {
+    "pt": "5 what is rain wet</s>",
+    "sft": "<|im_start|>user\nwhat is rain<|im_end|>\n<|im_start|>assistant\nwet<|im_end|>"}
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("stage", list(STAGES))
@@ -21,15 +25,13 @@ def test_family(stage: str, family: str, world: Path, tmp_path: Path, danlu: Cal
     assert danlu("train", {
         "model_name_or_path": str(base), "stage": stage, "do_train": True, "finetuning_type": "full",
         "dataset": DATA[stage], "dataset_dir": str(world), "output_dir": str(out), "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2, "max_steps": 8, "logging_steps": 1, "save_strategy": "no", "packing": False}) == 0
+        "learning_rate": 1e-2, "max_steps": 12, "logging_steps": 1, "save_strategy": "no", "packing": False}) == 0
     trail = losses(out)
     assert trail[-1] < trail[0] - 0.3, trail
     tokenizer = AutoTokenizer.from_pretrained(out)
     model = AutoModelForCausalLM.from_pretrained(out).eval()
     assert model.config.model_type == family
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "what is rain"}, {"role": "assistant", "content": "wet"}], tokenize=False)
-    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    ids = torch.tensor([tokenizer(TEXT[stage], add_special_tokens=False)["input_ids"]])
     with torch.no_grad():
         before = AutoModelForCausalLM.from_pretrained(base).eval()(ids, labels=ids).loss
         after = model(ids, labels=ids).loss

@@ -124,6 +124,14 @@ def test_a_stream_without_supervised_rows_is_zero_and_reaches_every_parameter(
     assert all(not grad.any() for grad in got.values())
 
 
+def test_the_trial_draws_no_random_number() -> None:
+    """A resumed run tries the model again, so the trial must leave the generator where it was."""
+    model = tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5).eval()
+    before = torch.get_rng_state()
+    PackedLM(model)(make_stream((12, 7)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_generation_mode_brings_the_own_implementation_back() -> None:
     model = tiny_model()
     packed, own = PackedLM(model), model.config._attn_implementation

@@ -38,7 +38,6 @@ def read(verb: str = "train", **values: Any) -> dict[str, Any]:
     ({"use_swanlab": "false"}, {}),
     ({"include_num_input_tokens_seen": "true"}, {"include_num_input_tokens_seen": "all"}),
     ({"include_num_input_tokens_seen": "false"}, {"include_num_input_tokens_seen": "no"}),
-    ({"gradient_checkpointing_kwargs": '{"use_reentrant": false}'}, {"use_reentrant_gc": False}),
     ({"train_sampling_strategy": "group_by_length"}, {"group_by_length": True}),
     ({"train_sampling_strategy": "sequential"}, {"disable_shuffling": True}),
     ({"adafactor": "true"}, {"optim": "adafactor"}),

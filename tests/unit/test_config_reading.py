@@ -67,7 +67,7 @@ def test_values_as_their_author_means_them(read: Any, text: str, key: str, value
     (["--do_train"], "do_train", True),
     (["--do_train", "--stage", "sft"], "do_train", True),
     (["--do_train", "false"], "do_train", False),
-    (["--no_use_fast_tokenizer"], "use_fast_tokenizer", False),
+    (["--no_double_quantization"], "double_quantization", False),
     (["--max-steps", "-1"], "max_steps", -1),
     (["--max_steps=7"], "max_steps", 7),
     (["max_steps=7"], "max_steps", 7),

@@ -13,6 +13,7 @@ from danlu.engine.optimizers import default_groups, make_optimizer, offered
 from danlu.engine.plan import Plan
 from danlu.engine.plots import smoothed
 from danlu.engine.schedules import Schedule as RunningSchedule
+from danlu.engine.trackers import settings as tracker_settings
 from tests.toy_stage import ToyData, losses, make_config, make_stage, train
 
 PLATEAU = {"reduce_lr_on_plateau", "greedy"}
@@ -119,6 +120,25 @@ def test_tensorboard_is_written(tmp_path: Path) -> None:
     events = EventAccumulator(str(folder))
     events.Reload()
     assert [point.step for point in events.Scalars("train/loss")] == [1, 2]
+
+
+def test_wandb_without_key_or_network_stays_offline(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy",
+                 "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    config = make_config(tmp_path, report_to=("wandb",), run_name="mine")
+    expected = {"wandb": {"name": "mine", "dir": str(tmp_path), "mode": "offline"}}
+    assert tracker_settings(config, ["wandb"], tmp_path) == expected
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert tracker_settings(config, ["wandb"], tmp_path) == expected
+    said = capsys.readouterr().err
+    assert "wandb: no API key found" in said
+    assert "wandb: 127.0.0.1 does not answer" in said
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert "mode" not in tracker_settings(config, ["wandb"], tmp_path)["wandb"]
 
 
 def test_missing_and_unknown_trackers_are_named(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ def test_a_preset_has_the_size_of_its_name(name: str) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[settings.pop("model_type")](**settings))
     said = name.split("-")[1]
-    assert model.num_parameters() == pytest.approx(float(said[:-1]) * SIZES[said[-1]], rel=0.26 if said == "2m" else 0.1)
+    expected = float(said[:-1]) * SIZES[said[-1]]
+    assert model.num_parameters() == pytest.approx(expected, rel=0.25 if said == "2m" else 0.1)
 
 
 @pytest.mark.parametrize("arch", ["llama-2m", "qwen3-2m", "gpt2-2m"])
@@ -67,7 +68,8 @@ def test_the_seed_decides_the_weights(corpus: Path, tmp_path: Path) -> None:
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("text", ["天空是蓝色的，猫。", "  two  blanks\n\nand\tmore ", "emoji 🔥 ∑ and \u200d", "in 1984"])
+@pytest.mark.parametrize("text", [
+    "天空是蓝色的，猫。", "  two  blanks\n\nand\tmore ", "emoji 🔥 ∑ and \u200d", "in 1984"])
 def test_the_tokenizer_round_trips_any_text(text: str, corpus: Path) -> None:
     tokenizer = train_tokenizer([str(corpus)], 400)
     ids = tokenizer(text)["input_ids"]

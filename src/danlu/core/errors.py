@@ -32,8 +32,22 @@ class CapabilityError(UserError):
 def did_you_mean(name: str, known: Iterable[str], *, list_all: bool = True) -> str:
     """Return `did you mean "beta"? known: alpha, beta` for an unknown name."""
     names = sorted(set(known))
-    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    close = sorted(get_close_matches(name, names, n=4, cutoff=0.6), key=lambda known: _typos(name, known))
     parts = [f'did you mean "{close[0]}"?'] if close else []
     if list_all and names:
         parts.append(f"known: {', '.join(names)}")
     return " ".join(parts)
+
+
+def _typos(written: str, known: str) -> int:
+    """Return how many letters must be changed, added, dropped or swapped with their neighbour (OSA distance)."""
+    rows = [list(range(len(known) + 1))]
+    for i, letter in enumerate(written, 1):
+        row = [i]
+        for j, other in enumerate(known, 1):
+            cost = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == known[j - 2] and written[i - 2] == other:
+                cost = min(cost, rows[-2][j - 2] + 1)
+            row.append(cost)
+        rows.append(row)
+    return rows[-1][-1]
