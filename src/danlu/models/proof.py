@@ -22,6 +22,7 @@ from danlu.models.stream_tensors import StreamTensors
 
 PROBE_LENGTHS = (5, 1, 6)
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+QUANTISED_TOLERANCE = 5e-2  # int8 picks its outlier columns from the whole batch, padding included
 FIT_FOR_SEGMENTS = {"full_attention", "sliding_attention"}
 
 
@@ -111,7 +112,7 @@ def _why_not_packed(base: PreTrainedModel, probe: StreamTensors, expected: Tenso
         return f"{name} has {text.num_hidden_layers} layers, {len(windows)} of them attend inside segments"
     if sum(window is not None for window in windows) < layer_types.count("sliding_attention"):
         return f"{name} keeps its sliding window in the mask alone"
-    return "" if agree(hidden, expected) else f"{name} computes something else over segments"
+    return "" if agree(base, hidden, expected) else f"{name} computes something else over segments"
 
 
 def _find_head(base: PreTrainedModel, hidden: Tensor, own: Tensor) -> tuple[VocabularyHead | None, str]:
@@ -123,14 +124,16 @@ def _find_head(base: PreTrainedModel, hidden: Tensor, own: Tensor) -> tuple[Voca
         return None, f"{type(base).__name__} names no output embedding"
     raw = module(hidden).float()
     for transform in known_transforms(base.config):
-        if agree(transform.apply(raw), own):
+        if agree(base, transform.apply(raw), own):
             return VocabularyHead(module, transform), ""
     return None, f"{type(base).__name__} changes its logits after the head"
 
 
-def agree(actual: Tensor, expected: Tensor) -> bool:
-    """Return whether two results are equal but for the rounding of their dtype."""
+def agree(base: PreTrainedModel, actual: Tensor, expected: Tensor) -> bool:
+    """Return whether two results are equal but for the rounding of their dtype and of quantised weights."""
     tolerance = TOLERANCE.get(coarsest(actual, expected), 1e-4)
+    if getattr(base, "is_quantized", False):
+        tolerance = max(tolerance, QUANTISED_TOLERANCE)
     worst = (actual.double() - expected.double()).abs().amax()
     return bool(worst <= tolerance * expected.double().abs().amax().clamp(min=1e-6))
 
