@@ -6,7 +6,8 @@
     loss     one minibatch -> (SUM, metrics)    the only place that builds a graph
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -43,7 +44,7 @@ class NoKeys(StrictConfig):
     """A stage without keys of its own."""
 
 
-class Stage:
+class Stage(ABC):
     """Base of every algorithm. Override what differs; `prepare` only if there is no-grad work to do."""
 
     Config: ClassVar[type[StrictConfig]] = NoKeys
@@ -56,10 +57,13 @@ class Stage:
     def __init__(self, config: Any, models: Models) -> None:
         self.config, self.models = config, models
 
-    encode: ClassVar[Callable[[Sequence[Any], EncodeContext], list[Encoded]]]
+    @staticmethod
+    @abstractmethod
+    def encode(records: Sequence[Any], context: EncodeContext) -> list[Encoded]:
+        """Turn records into tokens."""
 
-    @classmethod
-    def arrange(cls, encoded: Sequence[Encoded], config: DataConfig) -> list[Example]:
+    @staticmethod
+    def arrange(encoded: Sequence[Encoded], config: DataConfig) -> Sequence[Example]:
         """Turn encoded records into training examples; by default one example a record."""
         return [one.to_example(index) for index, one in enumerate(encoded)]
 
@@ -75,9 +79,9 @@ class Stage:
         """Number of terms that `loss` sums over, as a float64 scalar."""
         return micro.loss_weights.double().sum()
 
+    @abstractmethod
     def loss(self, micro: StreamTensors) -> LossOutput:
         """Return the summed loss of one micro-batch; the only place that builds a graph."""
-        raise NotImplementedError(f"{type(self).__name__}.loss")
 
 
 STAGES: Registry[type[Stage]] = Registry("stage", "danlu.stages")
