@@ -181,8 +181,6 @@ def _contradictions(config: RunConfig) -> Iterable[str]:
     if config.do_train and engine.eval_strategy != "no" and not has_evaluation:
         yield _mistake(config, "eval_strategy", f"is {engine.eval_strategy}, but there is no data to evaluate",
                        "give eval_dataset, or val_size above 0")
-    if data.streaming and config.do_train and engine.max_steps < 0:
-        yield _mistake(config, "streaming", "needs max_steps, as the length of the data is not known", "give max_steps")
     method = config.adapter.finetuning_type
     if config.quantization.quantization_bit and config.do_train and method != "lora":
         yield _mistake(config, "quantization_bit", f"does not go with finetuning_type {method}: weights in few bits "

@@ -4,7 +4,6 @@
 the rest of the configuration; each rule returns the keys and values that stand in its place.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -118,16 +117,6 @@ def _output_dir(value: Any, others: Surroundings) -> dict[str, Any] | None:
     return None
 
 
-def _checkpointing_kwargs(value: Any, others: Surroundings) -> dict[str, Any] | None:
-    try:
-        settings = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError:
-        return None
-    if isinstance(settings, dict) and set(settings) == {"use_reentrant"}:
-        return {"use_reentrant_gc": settings["use_reentrant"]}
-    return None
-
-
 def _tokens_seen(value: Any, others: Surroundings) -> dict[str, Any] | None:
     if is_yes(value):
         return {"include_num_input_tokens_seen": "all"}
@@ -165,8 +154,6 @@ REWRITTEN: dict[str, Rule] = {
     "train_mode": _train_mode,
     "flash_attn": _flash_attn,
     "output_dir": _output_dir,
-    "gradient_checkpointing_kwargs": _checkpointing_kwargs,
-    "activation_checkpointing_kwargs": _checkpointing_kwargs,
     "train_sampling_strategy": _sampling,
     "use_swanlab": _use_swanlab,
     "adafactor": _adafactor,

@@ -15,6 +15,7 @@ NO_EFFECT: dict[str, str] = _table({
         "use_unsloth use_unsloth_gc enable_liger_kernel use_liger_kernel liger_kernel_config use_v1_kernels",
     "weights are always loaded without a second copy in memory": "low_cpu_mem_usage",
     "losses and log-probabilities are always computed in float32": "upcast_lmhead_output",
+    "data is mapped from disk, not streamed": "buffer_size",
     "batches hold no padding": "ignore_pad_token_for_loss padding_side",
     "the number of layers is read from the model": "num_hidden_layers",
     "package versions are checked when danlu is installed": "disable_version_checking",
@@ -29,6 +30,9 @@ NO_EFFECT: dict[str, str] = _table({
         "include_for_metrics include_inputs_for_metrics batch_eval_metrics compute_accuracy",
     "evaluation computes in the format of training": "bf16_full_eval fp16_full_eval",
     "weights are held in memory whole": "offload_folder",
+    "transformers 5 has one implementation of each tokenizer": "use_fast_tokenizer",
+    "gradient checkpointing always takes the form without re-entry":
+        "use_reentrant_gc gradient_checkpointing_kwargs activation_checkpointing_kwargs",
     "only the first process writes": "save_on_each_node",
     "SIGTERM and Ctrl-C always write a checkpoint": "enable_jit_checkpoint",
     "weights are always saved as safetensors": "save_safetensors export_legacy_format",
@@ -95,9 +99,6 @@ OUT_OF_SCOPE: dict[str, str] = _table({
     f"the profiler {_LATER}":
         "enable_torch_profiler profiler_output_dir profiler_wait_steps profiler_warmup_steps profiler_active_steps "
         "profiler_repeat profiler_record_shapes profiler_profile_memory profiler_with_stack profile_modules",
-    f"describing new tokens {_LATER}; add_tokens and add_special_tokens start their rows at the mean":
-        "new_special_tokens_config init_special_tokens",
-    f"the load-balancing loss of mixture-of-experts models {_LATER}": "moe_aux_loss_coef",
     "the benchmarks with worked examples in the prompt (MMLU, C-Eval, CMMLU) are not in this version":
         "task_dir lang n_shot",
     "models and data come from folders or the Hugging Face hub":
@@ -106,7 +107,7 @@ OUT_OF_SCOPE: dict[str, str] = _table({
         "hub_revision push_to_hub_model_id push_to_hub_organization push_to_hub_token",
     _PLAN: "auto_find_batch_size",
     "set the single keys instead":
-        "accelerator_config generation_config gradient_checkpointing_kwargs activation_checkpointing_kwargs "
+        "accelerator_config generation_config "
         "dispatch_batches split_batches sortish_sampler train_sampling_strategy",
     "danlu derives it; remove the key":
         "compute_dtype device_map model_max_length block_diag_attn megatron_bridge_args _kt_inference_config "
@@ -130,6 +131,7 @@ REFUSED_VALUES: dict[str, dict[str, str]] = {
             "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "adamw_apex_fused",
         ), "only the optimisers of torch and bitsandbytes are in scope"),
     },
+    "streaming": {"true": "data is encoded once and mapped from disk, so memory stays bounded; leave streaming out"},
     "stage": {name: f"the stage {name} {_LATER}" for name in ("rm", "ppo", "dpo", "kto", "grpo")},
 }
 

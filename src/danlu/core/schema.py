@@ -58,7 +58,7 @@ def convert(spec: Spec, value: Any, raw: str | None = None) -> Any:
     false, `1e-4` as text). Raises ValueError with what was expected and what was found.
     """
     accepted = types(spec)
-    refused = spec.get("x-refused", {}).get(raw if raw is not None else value if isinstance(value, str) else None)
+    refused = spec.get("x-refused", {}).get(raw if raw is not None else str(value).lower())
     if refused:
         raise ValueError(refused)
     if value is None or (raw is not None and raw.lower() in ("null", "~")):

@@ -36,10 +36,7 @@ class DataConfig(StrictConfig):
     mask_history: bool = Field(
         False, description="Put loss on the last answer of a dialogue only.",
         json_schema_extra=not_in("pt"))
-    streaming: bool = Field(False, description="Read and encode while training; needs max_steps.")
-    buffer_size: int = Field(
-        16384, ge=1, description="Examples in the shuffling buffer of a streamed set.",
-        json_schema_extra=only_with(streaming=True))
+    streaming: Literal[False] = Field(False, description="Read rows while training; not needed: memory is bounded.")
     mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = Field(
         "concat", description="How several sets are mixed: one after the other, or drawn in turn until the first, "
         "or the last, is used up (once: no row twice).")
@@ -101,7 +98,3 @@ class DataConfig(StrictConfig):
             raise ValueError("interleave_probs needs mix_strategy interleave_under, interleave_over or interleave_once")
         if self.interleave_probs and len(self.interleave_probs) != len(self.dataset):
             raise ValueError(f"interleave_probs has {len(self.interleave_probs)} values for {len(self.dataset)} sets")
-        if self.streaming and self.max_samples is not None:
-            raise ValueError("max_samples cannot be used with streaming: true; set max_steps instead")
-        if self.streaming and 0 < self.val_size < 1:
-            raise ValueError("with streaming: true val_size must be a number of records, at least 1")

@@ -18,20 +18,26 @@ class ModelConfig(StrictConfig):
         None, description="Folder that holds the adapters named in the key above.",
         json_schema_extra=only_with(adapter_name_or_path=True))
     cache_dir: str | None = Field(None, description="Folder for models and data sets fetched from a hub.")
-    use_fast_tokenizer: bool = Field(True, description="Use the tokenizer in Rust when the model has one.")
     resize_vocab: bool = Field(False, description="Grow embedding and head when the tokenizer knows more tokens.")
     split_special_tokens: bool = Field(False, description="Let the tokenizer split special tokens found in text.")
     add_tokens: CommaList = Field((), description="Ordinary tokens to add to the tokenizer, comma separated.")
     add_special_tokens: CommaList = Field((), description="Special tokens to add to the tokenizer, comma separated.")
+    new_special_tokens_config: str | None = Field(
+        None, description="YAML file that maps new special tokens to descriptions; used by init_special_tokens.")
+    init_special_tokens: Literal["noise_init", "desc_init", "desc_init_w_noise"] = Field(
+        "noise_init",
+        description="New embedding rows: mean of all rows plus noise, mean of the description's rows, or both.",
+        json_schema_extra=only_with(new_special_tokens_config=True))
     model_revision: str = Field("main", description="Branch, tag or commit of the model on the hub.")
     rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = Field(
         None, description="Stretch rotary positions so that cutoff_len may exceed the model's context.")
     flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3"] = Field(
         "auto", description="Attention kernel: auto takes danlu's own over packed rows; disabled is the plain one.")
+    moe_aux_loss_coef: float | None = Field(
+        None, ge=0, description="Weight of the load-balancing loss of mixture-of-experts models.")
     gradient_checkpointing: bool | None = Field(
         None, description="Recompute activations in backward: less memory, more time; unset: on with a GPU only.")
     disable_gradient_checkpointing: bool = Field(False, description="Keep all activations; wins over the key above.")
-    use_reentrant_gc: bool = Field(True, description="Use the reentrant form of gradient checkpointing.")
     upcast_layernorm: bool = Field(False, description="Keep the weights of normalisation layers in float32.")
     train_from_scratch: bool = Field(False, description="Keep the architecture, start from random weights.")
     infer_dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(

@@ -30,8 +30,6 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             split_special_tokens=config.split_special_tokens)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unreadable(name, error) from error
-    if not config.use_fast_tokenizer:
-        notice("use_fast_tokenizer: false has no effect: transformers 5 picks one implementation for each tokenizer")
     add_tokens(tokenizer, config)
     return tokenizer
 
