@@ -1,7 +1,7 @@
 """What every chat template can do, and the registry of the named ones. Knows nothing of models or data formats."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +40,6 @@ class EncodeOptions:
     tool_format: str | None = None
 
 
-PROMPT_OPTIONS = EncodeOptions(enable_thinking=None)
-
-
 class ChatTemplate(ABC):
     """Turns dialogues into token ids; a subclass says how they look as text."""
 
@@ -52,8 +49,11 @@ class ChatTemplate(ABC):
         """Name of the template in messages."""
 
     @abstractmethod
-    def render(self, dialogue: Dialogue, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions) -> Rendered:
-        """Return the text of a dialogue and where its answers are; a prompt ends with the generation prompt."""
+    def renderer(self, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions) -> Callable[[Dialogue], Rendered]:
+        """Return the function that writes a dialogue and says where its answers are.
+
+        A prompt's text ends with the generation prompt. What depends on the tokenizer alone is worked out once here.
+        """
 
     @abstractmethod
     def jinja(self, tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -79,14 +79,10 @@ class ChatTemplate(ABC):
         The ids of each answer's generation prompt are a prefix of the row's ids. Raises DataError, with the row's
         origin, for dialogues that the template cannot express.
         """
-        self.notices(tokenizer)
-        marker = Marker(tokenizer, self.literal_text(tokenizer))
-        rows = []
-        for talk in conversations:
-            messages = with_default_system(talk.messages, options.default_system)
-            marked = tuple(marker.message(m) for m in messages)
-            dialogue = Dialogue(marked, talk.origin, talk.tools)
-            rows.append(without_marks(self.render(dialogue, tokenizer, options), MARK))
+        dialogues = [
+            Dialogue(with_default_system(talk.messages, options.default_system), talk.origin, talk.tools)
+            for talk in conversations]
+        rows = self._rendered(dialogues, tokenizer, options)
         tokens = tokenize(tokenizer, rows)
         return [_encoded(talk, row, tok, options) for talk, row, tok in zip(conversations, rows, tokens, strict=True)]
 
@@ -95,12 +91,29 @@ class ChatTemplate(ABC):
         tools: Sequence[dict[str, Any]] = (), enable_thinking: bool | None = None,
     ) -> list[int]:
         """Return the ids a model is asked to continue; they end with the generation prompt."""
+        talk = Conversation(tuple(messages), Origin("prompt", 1), tuple(tools))
+        return self.encode_prompts([talk], tokenizer, EncodeOptions(enable_thinking=enable_thinking))[0]
+
+    def encode_prompts(
+        self, conversations: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions,
+    ) -> list[list[int]]:
+        """Return the ids a model is asked to continue, for many dialogues that end before an answer."""
+        dialogues = [
+            Dialogue(with_default_system(talk.messages, options.default_system), talk.origin, talk.tools, True)
+            for talk in conversations]
+        return [tokens.ids for tokens in tokenize(tokenizer, self._rendered(dialogues, tokenizer, options))]
+
+    def _rendered(
+        self, dialogues: Sequence[Dialogue], tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions,
+    ) -> list[Rendered]:
         self.notices(tokenizer)
         marker = Marker(tokenizer, self.literal_text(tokenizer))
-        dialogue = Dialogue(
-            tuple(marker.message(m) for m in messages), Origin("prompt", 1), tuple(tools), is_prompt=True)
-        options = replace(PROMPT_OPTIONS, enable_thinking=enable_thinking)
-        return tokenize(tokenizer, [without_marks(self.render(dialogue, tokenizer, options), MARK)])[0].ids
+        render = self.renderer(tokenizer, options)
+        rows = []
+        for dialogue in dialogues:
+            marked = tuple(marker.message(m) for m in dialogue.messages)
+            rows.append(without_marks(render(replace(dialogue, messages=marked)), MARK))
+        return rows
 
     def stop_token_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
         """Return the ids that end an answer: the tokenizer's eos and the template's own end-of-turn tokens."""

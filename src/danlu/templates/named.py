@@ -1,7 +1,7 @@
 """A named template: one small declaration of slots, which renders dialogues and writes its own Jinja."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,25 +91,31 @@ class NamedTemplate(ChatTemplate):
         if tokenizer.eos_token is None and not self.stop:
             notice(f'template "{self.name}": the tokenizer has no eos token, so no end of an answer is learned')
 
-    def render(self, dialogue: Dialogue, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions) -> Rendered:
-        """Return the text of a dialogue and where its answers are."""
-        if dialogue.tools:
-            raise DataError(f'the row defines tools, and template "{self.name}" has no format for them',
-                            where=str(dialogue.origin),
-                            fix="leave `template` out to use the tokenizer's own chat template, or drop the tools")
-        return _Writer(self, tokenizer, options, dialogue).write()
+    def renderer(self, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions) -> Callable[[Dialogue], Rendered]:
+        """Return the function that writes a dialogue, slot by slot."""
+        answer = self.answer_slot(tokenizer).around("content")
+        special = {"bos": tokenizer.bos_token or "", "eos": tokenizer.eos_token or ""}
+
+        def render(dialogue: Dialogue) -> Rendered:
+            if dialogue.tools:
+                raise DataError(f'the row defines tools, and template "{self.name}" has no format for them',
+                                where=str(dialogue.origin),
+                                fix="leave `template` out to use the tokenizer's own chat template, or drop the tools")
+            return _Writer(self, answer, special, options, dialogue).write()
+
+        return render
 
 
 class _Writer:
     """Writes one dialogue, slot by slot."""
 
     def __init__(
-        self, template: NamedTemplate, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions,
+        self, template: NamedTemplate, answer: tuple[Slot, Slot], special: dict[str, str], options: EncodeOptions,
         dialogue: Dialogue,
     ) -> None:
         self.template, self.options, self.dialogue = template, options, dialogue
-        self.special = {"bos": tokenizer.bos_token or "", "eos": tokenizer.eos_token or ""}
-        self.before, self.after = template.answer_slot(tokenizer).around("content")
+        self.special = special
+        self.before, self.after = (slot.fill(**special) for slot in answer)
         self.text: list[str] = []
         self.length = 0
         self.turns: list[Turn] = []
@@ -174,14 +180,15 @@ class _Writer:
             self.refuse("a system message needs a user message behind it")
         template = self.template
         thought = template.thinking.split(message, self.options, is_final=is_final)
+        if thought.is_cut and not self.dialogue.is_prompt:
+            notice(f'template "{template.name}": the reasoning of earlier answers is left out, and those answers are '
+                   "trained without it; preserve_thinking keeps it, mask_history trains the last answer alone")
         generation = self.fill(template.generation) + thought.in_prompt
         self.put(generation)
         answer_start = self.length
-        self.put(self.before.fill(**self.special) + thought.in_answer + thought.content)
-        closing = self.after.fill(**self.special)
-        kept = closing.rstrip("\n ")
-        self.put(closing)
-        stop = self.length - len(closing) + len(kept)
+        self.put(self.before + thought.in_answer + thought.content)
+        self.put(self.after)
+        stop = self.length - len(self.after) + len(self.after.rstrip("\n "))
         self.turns.append(Turn(start, answer_start, stop, self.length, anchor + generation, index))
 
     def refuse(self, what: str) -> None:

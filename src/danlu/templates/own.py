@@ -1,6 +1,8 @@
 """The tokenizer's own chat template, rendered in transformers' sandbox; its answers are found in the text."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from danlu.core.console import notice
@@ -33,7 +35,6 @@ class TokenizerTemplate(ChatTemplate):
 
     def __init__(self, source: str | dict[str, str]) -> None:
         self.source = source
-        self._shapes: dict[tuple[Any, ...], Shape] = {}
 
     @property
     def name(self) -> str:
@@ -61,12 +62,16 @@ class TokenizerTemplate(ChatTemplate):
 
     def stop_strings(self, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
         """Return the control token that ends an answer in this template."""
-        end = self.shape(tokenizer, EncodeOptions(enable_thinking=None)).end_of_turn
+        end = self._probe(tokenizer, EncodeOptions(enable_thinking=None)).end_of_turn
         return (end,) if end else ()
 
-    def render(self, dialogue: Dialogue, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions) -> Rendered:
-        """Return the text of a dialogue and where its answers are."""
-        shape = self.shape(tokenizer, options)
+    def renderer(self, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions) -> Callable[[Dialogue], Rendered]:
+        """Return the function that renders a dialogue and finds its answers."""
+        return partial(self._write, tokenizer, options, self._probe(tokenizer, options))
+
+    def _write(
+        self, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions, shape: Shape, dialogue: Dialogue,
+    ) -> Rendered:
         where = str(dialogue.origin)
         text = self._render(dialogue.messages, tokenizer, options, dialogue.is_prompt, dialogue.tools, where)
 
@@ -99,14 +104,8 @@ class TokenizerTemplate(ChatTemplate):
         text = text[:turns[-1].stop] + closing
         return Rendered(text, (*turns[:-1], replace(turns[-1], stop=len(text), end=len(text))))
 
-    def shape(self, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions) -> Shape:
-        """Return the template's habits, learned by rendering a dialogue of two rounds."""
-        key = (id(tokenizer), len(tokenizer), tokenizer.eos_token, options.enable_thinking, options.preserve_thinking)
-        if key not in self._shapes:
-            self._shapes[key] = self._probe(tokenizer, options)
-        return self._shapes[key]
-
     def _probe(self, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions) -> Shape:
+        """Learn the template's habits by rendering a dialogue of two rounds."""
         asked, answered = Message("user", _ASKED), Message("assistant", _ANSWERED)
         again = Message("user", _ASKED_AGAIN)
 

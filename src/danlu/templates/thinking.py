@@ -11,11 +11,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """An answer taken apart: what belongs to the generation prompt, the reasoning of the answer, its content."""
+    """An answer taken apart: what belongs to the generation prompt, the reasoning of the answer, its content.
+
+    `is_cut`: the reasoning was left out.
+    """
 
     in_prompt: str
     in_answer: str
     content: str
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Thinking:
             return Thought("", block, message.content)
         reasoning, content = self._parts(message)
         if not (is_final or options.preserve_thinking):
-            return Thought("", "", content)
+            return Thought("", "", content, is_cut=bool(reasoning))
         if reasoning and options.enable_thinking is not False:
             return Thought("", self.opening + reasoning + self.closing, content)
         empty = self.opening + self.closing
