@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from danlu.core.errors import ConfigError, DataError, UserError
 from danlu.models.adapters import linear_names, resolve_targets
@@ -218,6 +219,40 @@ def test_resized_rows_train_with_the_adapter_and_come_back(family: str, tmp_path
         again = load(base, trainable=trainable, adapter_name_or_path=str(tmp_path / "out"))
         with torch.no_grad():
             torch.testing.assert_close(again.eval()(ids).logits, model.eval()(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_described_tokens_start_at_the_mean_of_their_description(tiny_base: Path, tmp_path: Path) -> None:
+    words = tmp_path / "tokens.yaml"
+    words.write_text('"<猫>": "the cat sat"\n', encoding="utf-8")
+    keys = {"new_special_tokens_config": str(words), "init_special_tokens": "desc_init"}
+    config = ModelConfig(model_name_or_path=str(tiny_base), **keys)
+    tokenizer = load_tokenizer(config)
+    ids = tokenizer("the cat sat", add_special_tokens=False)["input_ids"]
+    new = tokenizer.convert_tokens_to_ids("<猫>")
+    model = load(tiny_base, FULL, **keys)
+    for weight in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+        torch.testing.assert_close(weight[new], weight[ids].mean(dim=0))
+    noisy = load(tiny_base, FULL, **{**keys, "init_special_tokens": "desc_init_w_noise"})
+    shift = (noisy.get_input_embeddings().weight - model.get_input_embeddings().weight)[new].abs()
+    assert 0 < shift.mean() < 0.2 * model.get_input_embeddings().weight.std()
+    words.write_text("- a list\n", encoding="utf-8")
+    with pytest.raises(UserError, match="map of tokens"):
+        load_tokenizer(config)
+
+
+def test_the_router_loss_is_weighted_and_needs_a_router(tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no router"):
+        load(tiny_base, FULL, moe_aux_loss_coef=0.01)
+    settings = CONFIG_MAPPING["mixtral"](
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4)
+    AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model = load(tmp_path, FULL, moe_aux_loss_coef=0.5)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    out = model.eval()(ids, labels=ids)
+    plain = load(tmp_path, FULL).eval()(ids, labels=ids)
+    torch.testing.assert_close(out.loss, plain.loss + 0.5 * out.aux_loss)
 
 
 def test_special_tokens_can_be_split(tiny_base: Path) -> None:

@@ -68,6 +68,21 @@ def scale_positions(model_config: Any, config: ModelConfig, max_length: int | No
     notice(f"rope_scaling {config.rope_scaling}: context {old} -> {int(old * factor)}")
 
 
+def set_router_loss(model_config: Any, config: ModelConfig) -> None:
+    """Give a mixture-of-experts model its load-balancing loss with the weight the user names.
+
+    Raises ConfigError for a model without a router.
+    """
+    if config.moe_aux_loss_coef is None:
+        return
+    text = model_config.get_text_config()
+    if not hasattr(text, "router_aux_loss_coef"):
+        raise ConfigError(f"{model_config.model_type} has no router, so no load-balancing loss",
+                          where="moe_aux_loss_coef", fix="leave moe_aux_loss_coef out")
+    text.router_aux_loss_coef = config.moe_aux_loss_coef
+    text.output_router_logits = config.moe_aux_loss_coef > 0
+
+
 def context_length(model_config: Any) -> int | None:
     """Return the number of positions the model was built for; None when it has no limit (ALiBi, recurrent)."""
     for key in ("max_position_embeddings", "n_positions", "seq_length"):

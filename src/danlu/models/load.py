@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from danlu.core.console import say
 from danlu.core.errors import CapabilityError, ConfigError, UserError
 from danlu.models.adapters import apply_adapters
-from danlu.models.architecture import attention_implementation, load_config, scale_positions
+from danlu.models.architecture import attention_implementation, load_config, scale_positions, set_router_loss
 from danlu.models.config import AdapterConfig, ModelConfig, QuantizationConfig
 from danlu.models.freeze import train_all, train_some_layers
 from danlu.models.quantization import is_packed, quantization_settings
@@ -40,6 +40,7 @@ def load_model(
     name = check_model_source(model_cfg.model_name_or_path, weights=not model_cfg.train_from_scratch)
     config = load_config(name, model_cfg)
     scale_positions(config, model_cfg, max_length)
+    set_router_loss(config, model_cfg)
     settings = quantization_settings(quant_cfg, adapter_cfg, config, trainable=trainable, compute_dtype=compute_dtype)
     masters = trainable and adapter_cfg.finetuning_type != "lora" and not adapter_cfg.pure_bf16
     dtype = torch.float32 if masters else compute_dtype

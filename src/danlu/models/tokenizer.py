@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from danlu.core.console import notice
@@ -37,7 +38,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 def add_tokens(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> int:
     """Add the ordinary and special tokens that the configuration names; return how many are new."""
     added = 0
-    for tokens, special in ((config.add_tokens, False), (config.add_special_tokens, True)):
+    described = tuple(token_descriptions(config))
+    for tokens, special in ((config.add_tokens, False), ((*config.add_special_tokens, *described), True)):
         if not tokens:
             continue
         new = tokenizer.add_tokens(list(tokens), special_tokens=special)
@@ -45,6 +47,26 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> int:
         notice(f"{new} of {len(tokens)} {kind} are new to the tokenizer: {', '.join(tokens)}")
         added += new
     return added
+
+
+def token_descriptions(config: ModelConfig) -> dict[str, str]:
+    """Return the new special tokens and what they mean, from new_special_tokens_config; {} without it.
+
+    Raises UserError when the file is missing or is no map of tokens to descriptions.
+    """
+    if config.new_special_tokens_config is None:
+        return {}
+    path = Path(config.new_special_tokens_config).expanduser()
+    key, fix = "new_special_tokens_config", 'write one `"<token>": "what it means"` a line'
+    if not path.is_file():
+        raise UserError(f"file {path} does not exist", where=key, fix="check the path")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML: {error}", where=key, fix=fix) from error
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise UserError(f"{path} is no map of tokens to descriptions", where=key, fix=fix)
+    return {str(token): text for token, text in content.items()}
 
 
 def adapter_paths(config: ModelConfig) -> tuple[str, ...]:

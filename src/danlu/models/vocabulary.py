@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from danlu.core.console import notice, warn
 from danlu.models.config import ModelConfig
 from danlu.models.source import local_folder
+from danlu.models.tokenizer import token_descriptions
 
 ROUND_TO = 64  # row counts that are a multiple of this suit matrix kernels
 
@@ -32,12 +33,16 @@ def fit_vocabulary(
         return _grow(model, saved, None)
     if size <= rows:
         return ()
-    asked = config.resize_vocab or config.add_tokens or config.add_special_tokens
+    descriptions = token_descriptions(config)
+    asked = config.resize_vocab or config.add_tokens or config.add_special_tokens or descriptions
     if not asked:
         warn(f"the tokenizer knows ids up to {size - 1}, the model's embedding ends at {rows - 1}; this is fine as "
              "long as no data uses them, which is checked before the first step")
         return ()
-    return _grow(model, size, ROUND_TO)
+    names = _grow(model, size, ROUND_TO)
+    if config.init_special_tokens != "noise_init":
+        _describe_rows(model, tokenizer, descriptions, rows, noisy=config.init_special_tokens == "desc_init_w_noise")
+    return names
 
 
 def highest_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -82,6 +87,27 @@ def file_that_adds(folder: Path, token: str) -> str | None:
         if path.is_file() and json.dumps(token, ensure_ascii=False) in path.read_text(encoding="utf-8"):
             return name
     return None
+
+
+def _describe_rows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, descriptions: dict[str, str], old_rows: int, *,
+    noisy: bool,
+) -> None:
+    """Start each described token's rows at the mean of its description's rows, plus a tenth of the rows' spread."""
+    head = model.get_output_embeddings()
+    weights = [model.get_input_embeddings().weight.data]
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        weights.append(head.weight.data)
+    for token, text in descriptions.items():
+        index = tokenizer.convert_tokens_to_ids(token)
+        ids = [i for i in tokenizer(text, add_special_tokens=False)["input_ids"] if i < old_rows]
+        if index < old_rows or not ids:
+            continue
+        for weight_VH in weights:
+            row_H = weight_VH[ids].float().mean(dim=0)
+            if noisy:
+                row_H += 0.1 * weight_VH[:old_rows].float().std(dim=0) * torch.randn_like(row_H)
+            weight_VH[index] = row_H.to(weight_VH.dtype)
 
 
 def _grow(model: PreTrainedModel, rows: int, multiple: int | None) -> tuple[str, ...]:
