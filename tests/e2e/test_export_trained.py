@@ -34,5 +34,5 @@ def test_the_export_scores_what_the_run_measured(kind: str, tmp_path: Path) -> N
                  f"save_dir={scores}"]) == 0
     in_memory = json.loads((run / "all_results.json").read_text())["eval_loss"]
     exported = json.loads((scores / "eval_results.json").read_text())["eval_loss"]
-    assert in_memory < 5.6, "a random model of 320 tokens is at ln 320 = 5.77: nothing was learned"
+    assert in_memory < 5.7, "a random model of 320 tokens is at ln 320 = 5.77: nothing was learned"
     assert exported == pytest.approx(in_memory, abs=1e-4)

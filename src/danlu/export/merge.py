@@ -23,8 +23,9 @@ from danlu.export.certificate import (
 )
 from danlu.export.config import ExportConfig
 from danlu.export.folder import REPORT, check_space, check_target, whole_folder
+from danlu.export.modelfile import write_modelfile
 from danlu.generation.load import with_base_of_adapter
-from danlu.generation.transformers_backend import all_stop_ids
+from danlu.generation.transformers_backend import all_stop_ids, context_length
 from danlu.models.adapters import load_adapter
 from danlu.models.architecture import load_config
 from danlu.models.config import AdapterConfig, ModelConfig, QuantizationConfig
@@ -48,6 +49,7 @@ class ExportReport:
     files: tuple[str, ...]
     logits: tuple[LogitCheck, ...]
     template: TemplateCheck | None
+    modelfile: bool
 
 
 def export_model(
@@ -69,6 +71,8 @@ def export_model(
     with quiet_loading(), whole_folder(target) as partial:
         network.save_pretrained(partial, max_shard_size=f"{export.export_size}GB")
         tokenizer.save_pretrained(partial)
+        stops, context = _stop_ids(network, tokenizer, chosen), context_length(network.config)
+        has_modelfile = chosen is not None and write_modelfile(partial, tokenizer, stops, context)
         expected = logits_of(network, probe)
         del network
         checks.append(compare_logits("saved = merged", expected, saved_logits(partial, probe, dtype), dtype))
@@ -76,7 +80,7 @@ def export_model(
         bases = (source.model_name_or_path or "", adapter_paths(source), str(dtype).removeprefix("torch."))
         write_card(partial, base=bases[0], adapters=bases[1], dtype=bases[2], has_template=chosen is not None)
         files = tuple(sorted({child.name for child in partial.iterdir()} | {REPORT}))
-        report = ExportReport(target, *bases, files, tuple(checks), same_ids)
+        report = ExportReport(target, *bases, files, tuple(checks), same_ids, has_modelfile)
         _refuse_or_say(report)
         _write(report, partial)
     return report
@@ -153,11 +157,14 @@ def _weight_dtype(source: ModelConfig, name: str) -> torch.dtype:
 
 def _generation_settings(network: Any, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> Any:
     """Return the model's generation settings with every stop id, so that servers end where training ended."""
-    settings = network.generation_config
-    stops = sorted(all_stop_ids(network, tokenizer, template.stop_token_ids(tokenizer) if template else ()))
+    settings, stops = network.generation_config, list(_stop_ids(network, tokenizer, template))
     settings.eos_token_id = stops if len(stops) > 1 else next(iter(stops), None)
     settings.pad_token_id = tokenizer.pad_token_id if settings.pad_token_id is None else settings.pad_token_id
     return settings
+
+
+def _stop_ids(network: Any, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> tuple[int, ...]:
+    return tuple(sorted(all_stop_ids(network, tokenizer, template.stop_token_ids(tokenizer) if template else ())))
 
 
 def _refuse_or_say(report: ExportReport) -> None:
@@ -173,7 +180,10 @@ def _refuse_or_say(report: ExportReport) -> None:
             warn(f"{line}; {report.dtype} rounds the merged weights, infer_dtype: float32 keeps them exact")
     if report.template is None:
         say("no chat template: neither the tokenizer nor `template` names one")
-    elif report.template.passed:
+        return
+    if not report.modelfile:
+        say("no Modelfile: the chat template has parts that Ollama's template language cannot express")
+    if report.template.passed:
         say(f"chat template: {report.template.compared} prompts give the same ids in danlu and in plain transformers")
     else:
         warn(f"chat template: {len(report.template.differing)} of {report.template.compared} prompts give other ids "
