@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -83,11 +82,6 @@ def accepts(model: PreTrainedModel) -> bool:
     taken = model.config._attn_implementation == IMPLEMENTATION
     model.set_attn_implementation(former)
     return bool(taken)
-
-
-def weights_dtype(model: nn.Module) -> torch.dtype:
-    """Return the floating-point dtype that the model's activations have outside autocast."""
-    return next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
 
 
 register()
