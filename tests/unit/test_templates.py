@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from transformers import ByT5Tokenizer
 
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.records import Conversation, Message, Origin
@@ -113,11 +114,32 @@ def test_a_stop_string_the_tokenizer_lacks_gives_way_to_eos(capsys):
     encoded = encode(TEMPLATES["gemma"], TALK, tokenizer)
     assert spoken(encoded) == ["blue</s>", "warm 猫</s>"]
     said = capsys.readouterr().err
+    assert "answers end with </s>" in said
     assert "<start_of_turn>" in said and "add_special_tokens" in said and said.count("notice") == 1
     assert TEMPLATES["gemma"].stop_token_ids(tokenizer) == [tokenizer.eos_token_id]
     tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]})
     assert spoken(encode(TEMPLATES["gemma"], TALK, tokenizer), tokenizer)[0] == "blue<end_of_turn>"
     assert len(TEMPLATES["gemma"].stop_token_ids(tokenizer)) == 2
+
+
+def test_tokenizers_without_offsets():
+    """ByT5 is written in Python and knows no offsets; a byte is a token, and eos swallows the newline behind it."""
+    tokenizer = ByT5Tokenizer()
+    encoded = encode(TEMPLATES["default"], TALK, tokenizer)
+    assert spoken(encoded, tokenizer) == ["blue</s>", "warm 猫</s>"]
+    (start, answer, end), _ = encoded.turns
+    assert tokenizer.decode(encoded.input_ids[start:answer]) == "Human: what colour is sky</s>Assistant:"
+    assert end - answer == len(b"blue") + 1
+    prompt = TEMPLATES["default"].encode_prompt(TALK[:-1], tokenizer)
+    assert prompt == encoded.input_ids[:encoded.turns[-1][1]].tolist()
+
+
+def test_many_prompts_at_once():
+    tokenizer = tiny_tokenizer()
+    talks = [Conversation(TALK[:2], ORIGIN), Conversation(TALK[:4], ORIGIN), Conversation(TALK[1:2], ORIGIN)]
+    for template in (TEMPLATES["qwen"], resolve(None, tiny_tokenizer(chat_template=CHATML))):
+        rows = template.encode_prompts(talks, tokenizer, EncodeOptions(enable_thinking=None))
+        assert rows == [template.encode_prompt(talk.messages, tokenizer) for talk in talks]
 
 
 def test_resolve(capsys):

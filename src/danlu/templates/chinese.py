@@ -59,4 +59,5 @@ declare(
     stop=("<|End|>",),
 )
 declare("yuan", prefix="", user="{content}", generation="<sep>", assistant="{content}<eod>\n", stop=("<eod>",))
-declare(("ziya", "ziya2"), prefix="", user="<human>:{content}\n", generation="<bot>:", assistant="{content}{eos}\n")
+declare(("ziya", "ziya2"), prefix="", user="<human>:{content}\n", generation="<bot>:", assistant="{content}{eos}\n",
+        is_plain=True)

@@ -8,6 +8,7 @@ _LLAMA2 = {
     "system_in_user": True,
     "user": "{bos}[INST] {content} [/INST]",
     "assistant": " {content} {eos}",
+    "is_plain": True,
 }
 _LLAMA3 = {
     "system": "<|start_header_id|>system<|end_header_id|>\n\n{content}<|eot_id|>",

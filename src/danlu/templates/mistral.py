@@ -9,6 +9,7 @@ declare(
     user="[INST] {content}[/INST]",
     observation='[TOOL_RESULTS] {"content": {content}}[/TOOL_RESULTS]',
     assistant=" {content}{eos}",
+    is_plain=True,
 )
 declare(
     "ministral",

@@ -39,6 +39,7 @@ class NamedTemplate(ChatTemplate):
     stop            control tokens beside eos that end an answer; one that the tokenizer lacks gives way to eos
     thinking        how reasoning is written
     first_index     number of the first round, for {index}
+    is_plain        what looks like control tokens is ordinary text in the models the format was made for
     """
 
     title: str
@@ -53,6 +54,7 @@ class NamedTemplate(ChatTemplate):
     stop: tuple[str, ...] = ()
     thinking: Thinking = Thinking()
     first_index: int = 0
+    is_plain: bool = False
 
     @property
     def name(self) -> str:
@@ -82,12 +84,14 @@ class NamedTemplate(ChatTemplate):
 
     def notices(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Say which control tokens of the template this tokenizer does not have."""
-        slots = (self.prefix, self.system, self.user, self.observation or "", self.generation, self.assistant)
-        strings = control_like("\n".join(parse(slot).literal for slot in slots)) + list(self.stop)
-        missing = sorted({s for s in strings if single_token(tokenizer, s) is None})
+        slots = () if self.is_plain else (self.prefix, self.system, self.user, self.generation, self.assistant)
+        strings = control_like("\n".join(parse(slot).literal for slot in slots))
+        missing = [s for s in strings if single_token(tokenizer, s) is None]
         if missing:
+            ends = {*missing} & {*self.stop} and tokenizer.eos_token
             notice(f'template "{self.name}": {", ".join(missing)} are not single tokens of this tokenizer and are '
-                   "written as plain text; answers end with the tokenizer's eos. add_special_tokens can add them")
+                   f"written as plain text{', and answers end with ' + str(ends) if ends else ''}; "
+                   "add_special_tokens can add them")
         if tokenizer.eos_token is None and not self.stop:
             notice(f'template "{self.name}": the tokenizer has no eos token, so no end of an answer is learned')
 

@@ -136,7 +136,7 @@ def _another_anchor(
     """Encode a piece behind the first anchor that does not merge with it."""
     for anchor in _ANCHORS:
         tokens = encode_strings(tokenizer, [anchor + text[piece.begin:piece.end]])[0]
-        if tokens.ids[:len(anchor_ids[anchor])] == anchor_ids[anchor]:
+        if anchor_ids[anchor] and tokens.ids[:len(anchor_ids[anchor])] == anchor_ids[anchor]:
             return _Piece(piece.begin, piece.end, anchor), tokens
     bare = encode_strings(tokenizer, [text[piece.begin:piece.end]])[0]
     return _Piece(piece.begin, piece.end, ""), bare
