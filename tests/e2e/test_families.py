@@ -12,9 +12,9 @@ from tests.e2e.test_stages_learn import DATA
 from tests.reading import losses
 from tests.tiny import CHATML, FAMILIES, save_tiny
 
-TEXT = {
-    "pt": "5 what is rain wet</s>",
-    "sft": "<|im_start|>user\nwhat is rain<|im_end|>\n<|im_start|>assistant\nwet<|im_end|>"}
+LESSON = {
+    "pt": ("5", " what is rain wet</s>"),
+    "sft": ("<|im_start|>user\nwhat is rain<|im_end|>\n<|im_start|>assistant\n", "wet<|im_end|>")}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -31,8 +31,9 @@ def test_family(stage: str, family: str, world: Path, tmp_path: Path, danlu: Cal
     tokenizer = AutoTokenizer.from_pretrained(out)
     model = AutoModelForCausalLM.from_pretrained(out).eval()
     assert model.config.model_type == family
-    ids = torch.tensor([tokenizer(TEXT[stage], add_special_tokens=False)["input_ids"]])
+    given, learnt = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in LESSON[stage])
+    ids, labels = torch.tensor([given + learnt]), torch.tensor([[-100] * len(given) + learnt])
     with torch.no_grad():
-        before = AutoModelForCausalLM.from_pretrained(base).eval()(ids, labels=ids).loss
-        after = model(ids, labels=ids).loss
+        before = AutoModelForCausalLM.from_pretrained(base).eval()(ids, labels=labels).loss
+        after = model(ids, labels=labels).loss
     assert after < before - 0.2, (before, after)
