@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from danlu.core.errors import DataError
 from danlu.core.stream import Example

@@ -1,10 +1,13 @@
 """Experiment trackers through accelerate: which ones, and how they start without key or network."""
 
 import os
+import socket
 from importlib.util import find_spec
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from danlu.core.console import notice
 from danlu.core.errors import CapabilityError, ConfigError, did_you_mean
@@ -47,10 +50,29 @@ def settings(config: EngineConfig, names: list[str], folder: Path) -> dict[str, 
 
 
 def _wandb_mode() -> dict[str, str]:
-    if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY") or _in_netrc("api.wandb.ai"):
+    if os.environ.get("WANDB_MODE"):
         return {}
-    notice("wandb: no API key found, the run is recorded offline; `wandb sync` sends it later")
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    host, port = server.hostname or "api.wandb.ai", server.port or (80 if server.scheme == "http" else 443)
+    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host):
+        reason = "no API key found"
+    elif not _answers(host, port):
+        reason = f"{host} does not answer"
+    else:
+        return {}
+    notice(f"wandb: {reason}, the run is recorded offline; `wandb sync` sends it later")
     return {"mode": "offline"}
+
+
+def _answers(host: str, port: int) -> bool:
+    """Try to connect for three seconds; behind a proxy the answer is unknown and taken as yes."""
+    if getproxies():
+        return True
+    try:
+        with socket.create_connection((host, port), timeout=3):
+            return True
+    except OSError:
+        return False
 
 
 def _swanlab(config: EngineConfig, run_name: str) -> dict[str, Any]:
