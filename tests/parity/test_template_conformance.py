@@ -138,3 +138,24 @@ def test_own_qwen3_like_reasoning(content):
     encoded = resolve(None, tokenizer).encode_batch([Conversation(messages, ORIGIN)], tokenizer, EncodeOptions())[0]
     spans = [encoded.input_ids[a:b][encoded.trained[a:b]] for _, a, b in encoded.turns]
     assert [tokenizer.decode(s) for s in spans] == ["the<|im_end|>", content + "<|im_end|>"]
+
+
+@pytest.mark.parametrize(("case", "written"), [
+    ("hfjs/meta-llama/Llama-3.1-8B-Instruct", '{"name": "get_sky", "parameters": {"where": "sky"}}<|eot_id|>'),
+    ("hfjs/ai21labs/AI21-Jamba-Large-1.6",
+     ' <tool_calls>[\n    {"name": "get_sky", "arguments": {"where": "sky"}}\n]</tool_calls><|eom|>'),
+])
+def test_own_jinja_trains_tool_calls(shared, case, written):
+    """A call is an answer; what the tool returns is not."""
+    source = next(c["template"] for c in jinja_cases(shared) if c["id"] == case)
+    tokenizer = with_tokens(set(re.findall(r"<\|[^|<>\s']+\|>", source)))
+    tokenizer.chat_template = source
+    tool = {"type": "function", "function": {"name": "get_sky", "description": "colour", "parameters": {
+        "type": "object", "properties": {"where": {"type": "string"}}, "required": ["where"]}}}
+    call = {"type": "function", "function": {"name": "get_sky", "arguments": {"where": "sky"}}}
+    messages = (Message("user", "what colour"), Message("assistant", "", tool_calls=(call,)), Message("tool", "blue"),
+                Message("assistant", "the sky is blue"))
+    encoded = resolve(None, tokenizer).encode_batch(
+        [Conversation(messages, ORIGIN, (tool,))], tokenizer, EncodeOptions(enable_thinking=None))[0]
+    spans = [tokenizer.decode(encoded.input_ids[a:b][encoded.trained[a:b]]) for _, a, b in encoded.turns]
+    assert spans[0] == written and spans[1].strip().startswith("the sky is blue<|e") and len(spans) == 2
