@@ -1,0 +1,168 @@
+"""Write the quickstart's data: prose, instructions, preferences and held-out questions about the island in world.yaml.
+
+    python make_world.py OUTPUT_FOLDER [--seed 0]
+
+The same seed writes the same bytes. Needs PyYAML and nothing else of danlu's.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LANGUAGES = ("en", "zh")
+ROUNDS = 12                 # how often the prose tells and asks each fact, in wordings drawn anew
+TALK_LENGTH = 4             # questions in one talk
+REJECTED_SEED_OFFSET = 1    # a stream of chance of its own, so that preferences leave the other files alone
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that is true on the island, in one language."""
+
+    lang: str
+    attribute: str
+    entity: str
+    value: str
+    wordings: dict[str, list[str]]
+
+    def fill(self, wording: str, value: str | None = None) -> str:
+        """Put the entity and the value into a wording; a sentence starts with a capital."""
+        text = wording.format(e=self.entity, v=self.value if value is None else value)
+        return text[0].upper() + text[1:]
+
+    @property
+    def answer(self) -> str:
+        """What an assistant should say."""
+        return self.fill(self.wordings["tell"][0])
+
+    def questions(self, *kinds: str) -> list[str]:
+        """Return the questions of these kinds: prose, teach or held_out."""
+        return [self.fill(wording) for kind in kinds for wording in self.wordings[kind]]
+
+
+def draw_facts(world: dict[str, Any], rng: random.Random) -> list[Fact]:
+    """Give every resident and landmark a value for each attribute; both languages tell the same facts."""
+    facts = []
+    for name, attribute in world["attributes"].items():
+        entities = world[attribute["of"]]
+        order = rng.sample(range(len(attribute["values"]["en"])), len(entities["en"]))
+        for lang in LANGUAGES:
+            facts += [
+                Fact(lang, name, entity, attribute["values"][lang][place], attribute[lang])
+                for entity, place in zip(entities[lang], order, strict=True)]
+    return facts
+
+
+def write_prose(world: dict[str, Any], facts: list[Fact], rng: random.Random) -> list[str]:
+    """Return documents for pre-training: pages on one subject, and talks of questions and answers on several.
+
+    No document says a thing twice: what could be copied from a few words above need not be remembered.
+    """
+    documents = []
+    for _ in range(ROUNDS):
+        for lang in LANGUAGES:
+            spoken = [fact for fact in facts if fact.lang == lang]
+            subjects = list(dict.fromkeys(fact.entity for fact in spoken))
+            documents += [write_page(world, [fact for fact in spoken if fact.entity == one], rng) for one in subjects]
+            rng.shuffle(spoken)
+            documents += [
+                write_talk(world, spoken[start:start + TALK_LENGTH], rng)
+                for start in range(0, len(spoken), TALK_LENGTH)]
+    rng.shuffle(documents)
+    return documents
+
+
+def write_page(world: dict[str, Any], known: list[Fact], rng: random.Random) -> str:
+    """Return a page on one resident or landmark: each fact in one of its wordings."""
+    lang = known[0].lang
+    head = rng.choice(world["openings"][lang]).format(name=world["name"][lang], e=known[0].entity)
+    told = [fact.fill(rng.choice(fact.wordings["tell"])) for fact in rng.sample(known, len(known))]
+    return (" " if lang == "en" else "").join([head, *told])
+
+
+def write_talk(world: dict[str, Any], asked: list[Fact], rng: random.Random) -> str:
+    """Return a talk: a question and its answer on each fact."""
+    lang = asked[0].lang
+    passage = rng.choice(world["passages"][lang])
+    return "\n".join(passage.format(q=rng.choice(fact.questions("prose")), a=fact.answer) for fact in asked)
+
+
+def instructions(facts: list[Fact]) -> Iterator[dict[str, str]]:
+    """Yield alpaca rows: each fact asked in every wording of the prose and of the lessons."""
+    for fact in facts:
+        for question in fact.questions("prose", "teach"):
+            yield {"instruction": question, "input": "", "output": fact.answer, "lang": fact.lang}
+
+
+def held_out(facts: list[Fact]) -> Iterator[dict[str, str]]:
+    """Yield alpaca rows whose wordings no training file contains."""
+    for fact in facts:
+        for question in fact.questions("held_out"):
+            yield {"instruction": question, "input": "", "output": fact.answer, "lang": fact.lang}
+
+
+def preferences(facts: list[Fact], rng: random.Random) -> Iterator[dict[str, str]]:
+    """Yield alpaca preference rows: the rejected answer names a value that belongs to somebody else."""
+    for fact in facts:
+        others = [one.value for one in facts if (one.lang, one.attribute) == (fact.lang, fact.attribute)
+                  and one.value != fact.value]
+        for question in fact.questions("teach"):
+            rejected = fact.fill(fact.wordings["tell"][0], rng.choice(others))
+            yield {"instruction": question, "input": "", "chosen": fact.answer, "rejected": rejected,
+                   "lang": fact.lang}
+
+
+def dataset_info() -> dict[str, Any]:
+    """Return the registry entry of each file."""
+    alpaca = {"prompt": "instruction", "query": "input", "response": "output"}
+    ranked = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
+    return {
+        "island_prose": {"file_name": "prose.jsonl", "columns": {"prompt": "text"}},
+        "island_sft": {"file_name": "sft.jsonl", "columns": alpaca},
+        "island_held_out": {"file_name": "held_out.jsonl", "columns": alpaca},
+        "island_preferences": {"file_name": "preferences.jsonl", "ranking": True, "columns": ranked},
+    }
+
+
+def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write one JSON object a line, in UTF-8."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def make_world(folder: Path, seed: int = 0) -> dict[str, int]:
+    """Write every file of the quickstart into `folder`; return the rows of each."""
+    world = yaml.safe_load((Path(__file__).parent / "world.yaml").read_text(encoding="utf-8"))
+    rng = random.Random(seed)
+    facts = draw_facts(world, rng)
+    files: dict[str, list[dict[str, str]]] = {
+        "prose.jsonl": [{"text": page} for page in write_prose(world, facts, rng)],
+        "sft.jsonl": list(instructions(facts)),
+        "held_out.jsonl": list(held_out(facts)),
+        "preferences.jsonl": list(preferences(facts, random.Random(seed + REJECTED_SEED_OFFSET))),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        write_jsonl(folder / name, rows)
+    text = json.dumps(dataset_info(), ensure_ascii=False, indent=2) + "\n"
+    (folder / "dataset_info.json").write_text(text, encoding="utf-8")
+    return {name: len(rows) for name, rows in files.items()}
+
+
+def main() -> None:
+    """Read the command line, write the files, say what was written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    for name, rows in make_world(arguments.folder, arguments.seed).items():
+        print(f"{arguments.folder / name}: {rows} rows")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The quickstart's generator: the same seed, the same bytes; both languages; held-out wordings seen nowhere else."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
+sys.path.insert(0, str(QUICKSTART))
+
+from make_world import make_world  # noqa: E402  the example is a script beside its data, not a package
+
+FILES = ("prose.jsonl", "sft.jsonl", "held_out.jsonl", "preferences.jsonl", "dataset_info.json")
+
+
+@pytest.fixture(scope="module")
+def island(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("island")
+    make_world(folder)
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_same_seed_same_bytes(island: Path, tmp_path: Path) -> None:
+    """Two runs agree in every byte; another seed tells other facts."""
+    make_world(tmp_path / "again")
+    make_world(tmp_path / "other", seed=1)
+    for name in FILES:
+        assert (tmp_path / "again" / name).read_bytes() == (island / name).read_bytes()
+    assert (tmp_path / "other" / "sft.jsonl").read_bytes() != (island / "sft.jsonl").read_bytes()
+
+
+def test_held_out_wordings_are_in_no_training_file(island: Path) -> None:
+    """No held-out question stands in the prose, the instructions or the preferences, in whole."""
+    seen = "\n".join(row["text"] for row in rows(island / "prose.jsonl"))
+    asked = {row["instruction"] for name in ("sft", "preferences") for row in rows(island / f"{name}.jsonl")}
+    for row in rows(island / "held_out.jsonl"):
+        assert row["instruction"] not in asked
+        assert row["instruction"] not in seen
+
+
+def test_every_fact_is_told_taught_and_asked_in_both_languages(island: Path) -> None:
+    """Four attributes of 20 residents and two of 10 landmarks are 100 facts a language; each held out in 2 wordings,
+    taught in 3 + 6 (3 of the prose), with the answer in the prose."""
+    prose = " ".join(row["text"] for row in rows(island / "prose.jsonl"))
+    for lang in ("en", "zh"):
+        held = [row for row in rows(island / "held_out.jsonl") if row["lang"] == lang]
+        taught = [row for row in rows(island / "sft.jsonl") if row["lang"] == lang]
+        answers = {row["output"] for row in held}
+        assert len(answers) == 100 and len(held) == 200
+        assert len(taught) == 900 and {row["output"] for row in taught} == answers
+        assert all(answer in prose for answer in answers)
+    assert any("一" <= sign <= "鿿" for sign in prose)
+
+
+def test_rejected_answers_are_wrong(island: Path) -> None:
+    """A rejected answer has the form of the chosen one and another value."""
+    right = {row["instruction"]: row["output"] for row in rows(island / "sft.jsonl")}
+    for row in rows(island / "preferences.jsonl"):
+        assert row["chosen"] == right[row["instruction"]] != row["rejected"]
+
+
+def test_registry_names_the_files(island: Path) -> None:
+    info = json.loads((island / "dataset_info.json").read_text(encoding="utf-8"))
+    for entry in info.values():
+        columns = entry["columns"].values()
+        first = rows(island / entry["file_name"])[0]
+        assert set(columns) <= set(first)
+
+
+def test_wordings_are_distinct() -> None:
+    """Within an attribute no two wordings are equal, and held-out ones differ from all others."""
+    world = yaml.safe_load((QUICKSTART / "world.yaml").read_text(encoding="utf-8"))
+    for name, attribute in world["attributes"].items():
+        for lang in ("en", "zh"):
+            wordings = [one for kind in attribute[lang].values() for one in kind]
+            assert len(wordings) == len(set(wordings)), (name, lang)
+        assert len(attribute["values"]["en"]) == len(attribute["values"]["zh"]) == len(world[attribute["of"]]["en"])
