@@ -6,19 +6,20 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from danlu.core.console import notice, warn
-from danlu.core.errors import CapabilityError, ConfigError, UserError
+from danlu.core.errors import ConfigError, UserError
 from danlu.models.config import ModelConfig
+from danlu.models.convert import conversion_of, converted_config
 from danlu.models.source import unreachable
-
-# Model types whose code is not part of transformers, and what they equal.
-REMOTE_CODE = {
-    "baichuan": "a Llama whose W_pack holds the query, key and value projections",
-    "chatglm": "a GLM of 2023 with its own layer names",
-}
 
 
 def load_config(name: str, config: ModelConfig) -> PreTrainedConfig:
-    """Return the config of a model; raise UserError for a damaged one or one that needs code of its own."""
+    """Return the config of a model, that of the native architecture for an old checkpoint that equals one.
+
+    Raises UserError for a damaged one and for one that needs code of its own.
+    """
+    old = None if config.trust_remote_code else conversion_of(name)
+    if old is not None:
+        return converted_config(*old)
     try:
         return AutoConfig.from_pretrained(
             name, cache_dir=config.cache_dir, revision=config.model_revision, token=config.hf_hub_token,
@@ -94,13 +95,6 @@ def context_length(model_config: Any) -> int | None:
 
 def _config_error(name: str, error: Exception) -> UserError:
     text = str(error)
-    for model_type, equal in REMOTE_CODE.items():
-        if f"`{model_type}`" in text or (model_type in name.lower() and "trust_remote_code" in text):
-            return CapabilityError(
-                f"{name} is of type {model_type}, {equal}; loading it needs a conversion that is not available",
-                where="model_name_or_path",
-                fix="use a checkpoint in a format that transformers has, or set trust_remote_code: true if you "
-                    "trust the code in that folder and it runs with transformers 5")
     if "trust_remote_code" in text:
         return UserError(f"{name} comes as Python code of its own", where="model_name_or_path",
                          fix="read that code and set trust_remote_code: true if you trust it")

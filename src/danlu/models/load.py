@@ -11,13 +11,20 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from danlu.core.console import say
 from danlu.core.errors import CapabilityError, ConfigError, UserError
 from danlu.models.adapters import apply_adapters
 from danlu.models.architecture import attention_implementation, load_config, scale_positions, set_router_loss
 from danlu.models.config import AdapterConfig, ModelConfig, QuantizationConfig
+from danlu.models.convert import conversion_of, converted_weights
 from danlu.models.freeze import train_all, train_some_layers
 from danlu.models.quantization import is_packed, quantization_settings
 from danlu.models.quiet import quiet_loading
@@ -63,11 +70,15 @@ def read_weights(
     name: str, config: PreTrainedConfig, model_cfg: ModelConfig, *, settings: Any, dtype: torch.dtype,
 ) -> PreTrainedModel:
     """Read a model's weights; refuse a folder in which some are missing or of another shape."""
+    old = None if model_cfg.trust_remote_code else conversion_of(name)
+    kind: Any = AutoModelForCausalLM if old is None else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    source = name if old is None else None
+    state = None if old is None else converted_weights(*old)
     try:
         with quiet_loading(name):
-            model, info = AutoModelForCausalLM.from_pretrained(
-                name, config=config, dtype=dtype, attn_implementation=attention_implementation(model_cfg),
-                quantization_config=settings, cache_dir=model_cfg.cache_dir, revision=model_cfg.model_revision,
+            model, info = kind.from_pretrained(
+                source, state_dict=state, config=config, dtype=dtype, quantization_config=settings,
+                attn_implementation=attention_implementation(model_cfg), cache_dir=model_cfg.cache_dir, revision=model_cfg.model_revision,
                 token=model_cfg.hf_hub_token, trust_remote_code=model_cfg.trust_remote_code, output_loading_info=True)
     except (OSError, ImportError, SafetensorError) as error:
         raise unreachable(name, error) from error

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from danlu.core.console import notice
 from danlu.core.errors import UserError
 from danlu.models.config import ModelConfig
+from danlu.models.convert import conversion_of
 from danlu.models.source import (
     TOKENIZER_FILES,
     check_adapter_source,
@@ -24,14 +25,25 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     Raises UserError for a missing or wrong folder, and for one whose files cannot be read.
     """
     name = _adapter_with_tokenizer(config) or check_tokenizer_source(_required(config))
+    tokenizer = _read(name, config)
+    add_tokens(tokenizer, config)
+    return tokenizer
+
+
+def _read(name: str, config: ModelConfig) -> PreTrainedTokenizerBase:
+    old = None if config.trust_remote_code else conversion_of(name)
+    if old is not None and not (old[1] / "tokenizer.json").is_file():
+        conversion, folder, raw = old
+        converted = conversion.tokenizer(folder, raw)
+        converted.name_or_path, converted.split_special_tokens = str(folder), config.split_special_tokens
+        return converted
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, cache_dir=config.cache_dir, revision=config.model_revision, token=config.hf_hub_token,
             trust_remote_code=config.trust_remote_code,
             split_special_tokens=config.split_special_tokens)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unreadable(name, error) from error
-    add_tokens(tokenizer, config)
     return tokenizer
 
 
