@@ -78,7 +78,8 @@ def read_weights(
         with quiet_loading(name):
             model, info = kind.from_pretrained(
                 source, state_dict=state, config=config, dtype=dtype, quantization_config=settings,
-                attn_implementation=attention_implementation(model_cfg), cache_dir=model_cfg.cache_dir, revision=model_cfg.model_revision,
+                attn_implementation=attention_implementation(model_cfg), cache_dir=model_cfg.cache_dir,
+                revision=model_cfg.model_revision,
                 token=model_cfg.hf_hub_token, trust_remote_code=model_cfg.trust_remote_code, output_loading_info=True)
     except (OSError, ImportError, SafetensorError) as error:
         raise unreachable(name, error) from error
