@@ -13,7 +13,6 @@ KINDS = {
     "pissa": ("llama", ["pissa_init=true", "pissa_iter=4"]),
     "pissa_converted": ("llama", ["pissa_init=true", "pissa_convert=true"]),
     "dora": ("qwen3", ["use_dora=true"]),
-    "rslora": ("gpt2", ["use_rslora=true"]),
     "tied_embedding": ("gemma", ["additional_target=embed_tokens"]),
     "new_tokens": ("llama", ["add_special_tokens=<a>,<b>", "resize_vocab=true"]),
 }

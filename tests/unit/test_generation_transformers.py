@@ -117,6 +117,15 @@ def test_generation_leaves_mode_and_attention_as_they_were() -> None:
     assert model.training and model.config._attn_implementation == "eager"
 
 
+def test_the_runs_settings_count_and_not_those_recommended_with_the_model() -> None:
+    """A checkpoint that recommends sampling with a penalty answers greedily when told so, and keeps its words."""
+    model, prompt = sharp_model("llama"), encoded()[0]
+    plain = TransformersGenerator(model, tiny_tokenizer()).generate([prompt], GREEDY)
+    model.generation_config.update(do_sample=True, temperature=0.6, top_k=20, repetition_penalty=9.0, max_length=5)
+    assert TransformersGenerator(model, tiny_tokenizer()).generate([prompt], GREEDY) == plain
+    assert model.generation_config.repetition_penalty == 9.0
+
+
 def test_closing_a_stream_stops_the_computation() -> None:
     """After close() the worker has left: a second stream on the same model gives the full answer again."""
     generator, prompt = TransformersGenerator(sharp_model("llama"), tiny_tokenizer()), encoded()[0]

@@ -165,13 +165,13 @@ def _show_blocks(answers: Answers) -> None:
 def _show_columns(answers: Answers) -> None:
     """Draw one column for each model and fill them one after the other."""
     from rich.live import Live
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     texts = [""] * len(answers)
 
     def table() -> Table:
-        grid = Table(*(name for name, _ in answers), expand=True, show_lines=True)
+        grid = Table(*(Column(name, ratio=1) for name, _ in answers), expand=True)
         grid.add_row(*map(Text, texts))
         return grid
 

@@ -57,28 +57,35 @@ def load_for_inference(
 
 
 def with_base_of_adapter(config: ModelConfig) -> ModelConfig:
-    """Return the configuration with the base named in adapter_config.json when the model folder is an adapter."""
-    name = config.model_name_or_path
-    given = Path(name).expanduser() if name else _only_adapter(config)
-    if given is None or not (given / ADAPTER_FILE).is_file() or (name and (given / "config.json").is_file()):
+    """Return the configuration with the base that adapter_config.json records, where only an adapter is named.
+
+    Raises UserError when that base is not there.
+    """
+    named, adapters = config.model_name_or_path, config.adapter_name_or_path
+    if not named and not adapters:
         return config
-    base = json.loads((given / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    found = next((path for path in (Path(base), given / base, given.parent / base) if path.is_dir()), None) \
-        if base else None
-    if not base or (found is None and Path(base).is_absolute()):
-        raise UserError(
-            f"the base {base or '(none recorded)'} of this adapter is not there", where=str(given / ADAPTER_FILE),
-            fix=f"name it: --model_name_or_path BASE --adapter_name_or_path {given}")
-    adapters = (str(given), *config.adapter_name_or_path) if name else config.adapter_name_or_path
+    folder = Path(named or adapters[-1]).expanduser()
+    is_adapter = (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file()
+    if not is_adapter:
+        return config
     return config.model_copy(update={
-        "model_name_or_path": str(found) if found else base, "adapter_name_or_path": adapters})
+        "model_name_or_path": _recorded_base(folder),
+        "adapter_name_or_path": (str(folder), *adapters) if named else adapters})
+
+
+def _recorded_base(adapter: Path) -> str:
+    """Return the base's folder as recorded, or beside the adapter when both moved together; or its hub id."""
+    base = json.loads((adapter / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    places = [Path(base), adapter / base, adapter.parent / base] if base else []
+    found = next((str(place) for place in places if place.is_dir()), None)
+    if found is None and (not base or Path(base).is_absolute()):
+        raise UserError(
+            f"the base {base or '(none recorded)'} of this adapter is not there", where=str(adapter / ADAPTER_FILE),
+            fix=f"name it: --model_name_or_path BASE --adapter_name_or_path {adapter}")
+    return found or str(base)
 
 
 def model_name(config: ModelConfig) -> str:
     """Return what a reader calls the model: its last adapter or folder, shortened to the last part."""
-    full = (*config.adapter_name_or_path, config.model_name_or_path or "")[max(0, len(config.adapter_name_or_path) - 1)]
+    full = config.adapter_name_or_path[-1] if config.adapter_name_or_path else str(config.model_name_or_path)
     return Path(full).name or full
-
-
-def _only_adapter(config: ModelConfig) -> Path | None:
-    return Path(config.adapter_name_or_path[-1]).expanduser() if config.adapter_name_or_path else None

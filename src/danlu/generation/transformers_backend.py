@@ -1,5 +1,6 @@
 """Generation with stock transformers models in this process: batches for evaluation, pieces of text for chat."""
 
+import copy
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ from danlu.generation.detokenize import TextStream, decode
 from danlu.generation.sampling import RowSampler
 
 STOCK_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+SAMPLING_KEYS = (
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty",
+    "num_beams", "max_length", "max_new_tokens", "min_length", "min_new_tokens")
 
 
 @BACKENDS.register("huggingface", "hf", "transformers")
@@ -205,9 +210,14 @@ class _Cancelled(StoppingCriteria):  # type: ignore[misc]
 
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
-    """Put a model in the state generation needs and back: no dropout, an attention that knows padding and a cache."""
-    was_training, attention = model.training, model.config._attn_implementation
+    """Put a model in the state generation needs and back.
+
+    No dropout, an attention that knows padding and a cache, and none of the sampling settings that its publisher
+    recommends: those of the run count.
+    """
+    was_training, attention, recommended = model.training, model.config._attn_implementation, model.generation_config
     model.eval()
+    model.generation_config = _without_sampling(recommended)
     if attention not in STOCK_ATTENTION:
         model.set_attn_implementation("sdpa")
     try:
@@ -215,7 +225,15 @@ def generating(model: Any) -> Iterator[None]:
     finally:
         if attention not in STOCK_ATTENTION:
             model.set_attn_implementation(attention)
+        model.generation_config = recommended
         model.train(was_training)
+
+
+def _without_sampling(recommended: ModelGenerationConfig) -> ModelGenerationConfig:
+    settings = copy.deepcopy(recommended)
+    for name in SAMPLING_KEYS:
+        setattr(settings, name, None)
+    return settings
 
 
 def context_length(config: Any) -> int | None:
