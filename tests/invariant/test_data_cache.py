@@ -100,19 +100,19 @@ def test_a_second_run_reads_the_cache_and_parses_nothing(file, cache):
 
 
 def test_whatever_changes_tokens_makes_another_set(file, cache):
-    prints = [build(file).fingerprint]
-    prints.append(build(file, jinja=OTHER_JINJA).fingerprint)
-    prints.append(build(file, template="default").fingerprint)
-    prints.append(build(file, tokenizer=tiny_tokenizer(310, CHATML)).fingerprint)
-    prints += [build(file, **keys).fingerprint for keys in (
+    prints = [build(file).folder.name]
+    prints.append(build(file, jinja=OTHER_JINJA).folder.name)
+    prints.append(build(file, template="default").folder.name)
+    prints.append(build(file, tokenizer=tiny_tokenizer(310, CHATML)).folder.name)
+    prints += [build(file, **keys).folder.name for keys in (
         {"cutoff_len": 40}, {"train_on_prompt": True}, {"mask_history": True}, {"packing": True}, {"max_samples": 3},
         {"default_system": "s"}, {"on_long": "drop"})]
-    prints.append(build(file, Pt).fingerprint)
+    prints.append(build(file, Pt).folder.name)
     added = tiny_tokenizer(chat_template=CHATML)
     added.add_tokens(["colour"])
-    prints.append(build(file, tokenizer=added).fingerprint)
+    prints.append(build(file, tokenizer=added).folder.name)
     write(file, 30, "sun")
-    prints.append(build(file).fingerprint)
+    prints.append(build(file).folder.name)
     assert len(set(prints)) == len(prints) == len(sets(cache))
 
 
@@ -203,9 +203,43 @@ def test_halves_of_a_split_are_cached_apart(file, cache):
 def test_packed_rows_know_their_records(file):
     dataset = build(file, packing=True, cutoff_len=200)
     assert len(dataset) < 30
-    rows = [origin for index in range(len(dataset)) for origin in dataset.origin(index).split(", ")]
+    rows = [origin for index in range(len(dataset)) for origin in dataset.origins(index)]
     assert sorted(rows) == sorted(f"{file}:{row}" for row in range(1, 31))
     assert all(len(one.input_ids) <= 200 for one in dataset)
+
+
+def test_a_row_of_many_records_names_the_first(file):
+    dataset = build(file, packing=True, cutoff_len=4000)
+    assert dataset.origin(0).endswith(f"{file}:8 and 22 more") and len(dataset.origins(0)) == 30
+
+
+def test_the_ledger_of_one_set_does_not_run_into_the_next(file):
+    tokenizer, config = tiny_tokenizer(chat_template=CHATML), DataConfig(train_file=str(file), cutoff_len=60)
+    context = EncodeContext(tokenizer, resolve(None, tokenizer), config)
+    train, held_out = (build_dataset(part, Sft, context)
+                       for part in split_validation(load_records(config, Conversation), 0.5, 7))
+    assert train.ledger.counts[str(file)]["read"] == 30 and held_out.ledger.counts[str(file)]["read"] == 0
+    rows = {entry.row for entry in train.ledger.entries}, {entry.row for entry in held_out.ledger.entries}
+    assert all(rows) and not rows[0] & rows[1]
+
+
+def test_the_same_file_elsewhere_names_its_own_rows(file, tmp_path):
+    other = tmp_path / "elsewhere" / file.name
+    other.parent.mkdir()
+    other.write_bytes(file.read_bytes())
+    assert build(file).fingerprint == build(other).fingerprint
+    assert build(other).origin(0) == f"{other}:1" and build(file).origin(0) == f"{file}:1"
+
+
+def test_evaluation_sets_are_saved_side_by_side(file, tmp_path):
+    second, saved = tmp_path / "second.jsonl", str(tmp_path / "saved")
+    write(second, 3)
+    sizes = []
+    for path in (file, second, file):
+        config, tokenizer = DataConfig(eval_file=str(path), tokenized_path=saved), tiny_tokenizer(chat_template=CHATML)
+        context = EncodeContext(tokenizer, resolve(None, tokenizer), config)
+        sizes.append(len(build_dataset(load_records(config, Conversation, which="eval"), Sft, context)))
+    assert sizes == [30, 3, 30]
 
 
 def test_nothing_left_is_an_error_with_reasons(file):

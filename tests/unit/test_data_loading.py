@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from danlu.core.errors import CapabilityError, ConfigError, DataError
+from danlu.core.errors import ConfigError, DataError
 from danlu.core.records import Conversation, Text
 from danlu.data.config import DataConfig
 from danlu.data.ledger import Ledger
@@ -129,6 +129,15 @@ def test_a_split_that_leaves_nothing_is_refused(tmp_path):
         len(train)
 
 
-def test_streaming_is_refused_in_a_sentence(tmp_path):
-    with pytest.raises(CapabilityError, match="streaming"):
-        load_records(DataConfig(train_file="x.jsonl", streaming=True), Text)
+def test_a_declared_column_that_no_row_has_is_warned_of(tmp_path, capsys):
+    write(tmp_path / "a.jsonl", [good(1)])
+    entry = {"file_name": "a.jsonl", "columns": {"prompt": "instruction", "response": "output", "system": "systm"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    assert len(load_records(DataConfig(dataset="mine", dataset_dir=str(tmp_path)), Conversation)) == 1
+    assert 'names the column "systm", which no row has' in capsys.readouterr().err
+
+
+def test_preference_rows_are_recognised_and_sent_elsewhere(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"instruction": "q", "chosen": "a", "rejected": "b"}])
+    with pytest.raises(DataError, match="holds a preference pair"):
+        len(load_records(DataConfig(train_file=path), Conversation))

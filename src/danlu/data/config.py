@@ -55,9 +55,6 @@ class DataConfig(StrictConfig):
     packing: bool | None = Field(
         None, description="Fill rows of cutoff_len with whole examples; unset: true for pt, false otherwise.")
     neat_packing: bool = Field(False, description="Same as packing: true; neighbours never see each other anyway.")
-    tool_format: str | None = Field(
-        None, description="How tool definitions are written; unset: the template's own.",
-        json_schema_extra=not_in("pt"))
     default_system: str | None = Field(
         None, description="System message of dialogues that have none.",
         json_schema_extra=not_in("pt"))

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +32,9 @@ from danlu.templates import Encoded
 
 COLUMNS = {"ids": np.int32, "trained": np.bool_, "weights": np.float32, "segments": np.int32, "members": np.int64,
            "origins": np.int64}
+CONTENT = ("ids", "trained", "weights", "segments")
 META = "meta.json"
+MOST_ORIGINS = 8
 WITHOUT_EFFECT = {
     "dataset", "eval_dataset", "train_file", "eval_file", "dataset_dir", "overwrite_cache", "tokenized_path",
     "preprocessing_batch_size", "preprocessing_num_workers", "val_size", "eval_on_each_dataset", "streaming",
@@ -102,9 +104,15 @@ class TokenDataset(Sequence[Example]):
         return int(self.meta["max_token_id"])
 
     def origin(self, index: int) -> str:
-        """Return `file:row` of an example; of a packed one, those of its records."""
+        """Return `file:row` of an example; of a packed one, those of its first records."""
+        rows = self.origins(index)
+        more = f" and {len(rows) - MOST_ORIGINS} more" if len(rows) > MOST_ORIGINS else ""
+        return ", ".join(rows[:MOST_ORIGINS]) + more
+
+    def origins(self, index: int) -> list[str]:
+        """Return `file:row` of every record that an example is made of."""
         rows = [self._columns["origins"][one].tolist() for one in self._columns["members"][index].tolist()]
-        return ", ".join(f"{self.meta['sources'][source]}:{row}" for source, row in rows)
+        return [f"{self.meta['sources'][source]}:{row}" for source, row in rows]
 
     def find_ids(self, limit: int) -> list[tuple[int, str]]:
         """Return the distinct token ids of at least `limit`, each with the origin of an example that has it."""
@@ -123,19 +131,21 @@ def build_dataset(records: Records, stage_cls: Any, context: EncodeContext) -> T
     """
     key = make_key(records, stage_cls, context)
     if context.config.tokenized_path:
-        folder = Path(context.config.tokenized_path) / records.which
+        folder = Path(context.config.tokenized_path) / _part_name(records)
         if (folder / META).is_file():
             return _load_saved(folder, key, has_data=bool(records.fingerprint))
         if not records.fingerprint:
             raise ConfigError(f"no prepared set in {folder}", where="tokenized_path", fix="name the data: set dataset")
     else:
-        folder = cache_root() / "tokenized" / key.digest
+        folder = cache_root() / "tokenized" / fingerprint.of_values(key.digest, records.files)
     with _lock(folder):
         if not (folder / META).is_file() or (context.config.overwrite_cache and is_main_process()):
             _prepare(records, stage_cls, context, folder, key)
         else:
             say(f"data {', '.join(records.names)}: encoded before, read from {folder}")
-    return TokenDataset(folder)
+    dataset = TokenDataset(folder)
+    dataset.ledger.announce()
+    return dataset
 
 
 def make_key(records: Records, stage_cls: Any, context: EncodeContext) -> Key:
@@ -154,6 +164,10 @@ def cache_root() -> Path:
     return Path(os.environ.get("DANLU_CACHE") or Path.home() / ".cache" / "danlu")
 
 
+def _part_name(records: Records) -> str:
+    return records.which if records.which == "train" else f"eval-{fingerprint.of_values(records.names)[:8]}"
+
+
 def _load_saved(folder: Path, key: Key, *, has_data: bool) -> TokenDataset:
     dataset = TokenDataset(folder)
     found = dataset.meta["key"]
@@ -170,6 +184,7 @@ def _load_saved(folder: Path, key: Key, *, has_data: bool) -> TokenDataset:
 
 def _prepare(records: Records, stage_cls: Any, context: EncodeContext, folder: Path, key: Key) -> None:
     """Encode, arrange and write beside the final name, then rename."""
+    context = replace(context, ledger=Ledger())
     partial = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     try:
         encoded = encode_to_disk(records, stage_cls.encode, context, partial / "encoded")
@@ -180,7 +195,7 @@ def _prepare(records: Records, stage_cls: Any, context: EncodeContext, folder: P
             raise DataError("nothing to train on is left of the data: " + "; ".join(ledger.lines()),
                             where=", ".join(records.names), fix="raise cutoff_len, or look at the reasons above")
         meta = _write_examples(stage_cls.arrange(encoded, context.config), encoded, partial)
-        meta |= {"key": asdict(key), "fingerprint": key.digest, "ledger": ledger.to_dict(), "names": records.names}
+        meta |= {"key": asdict(key), "ledger": ledger.to_dict(), "names": records.names}
         del encoded
         shutil.rmtree(partial / "encoded")
         (partial / META).write_text(json.dumps(meta, ensure_ascii=False), "utf-8")
@@ -204,7 +219,10 @@ def _write_examples(examples: Sequence[Example], encoded: Sequence[Encoded], fol
             writer.append(
                 ids=example.input_ids, trained=example.trained, segments=example.lengths, members=members,
                 weights=() if example.weights is None else example.weights)
-    return {"sources": list(sources), "num_tokens": tokens, "num_trained": trained, "max_token_id": max_id}
+    # A run resumes on the same tokens, wherever they came from: the code that made them is no part of this.
+    seen = fingerprint.of_files(folder / f"{name}{end}" for name in CONTENT for end in (".bin", ".ends.bin"))
+    return {"sources": list(sources), "num_tokens": tokens, "num_trained": trained, "max_token_id": max_id,
+            "fingerprint": seen}
 
 
 def _move(partial: Path, folder: Path) -> None:

@@ -32,8 +32,7 @@ class EncodeContext:
         keys = self.config
         return EncodeOptions(
             train_on_prompt=keys.train_on_prompt, mask_history=keys.mask_history, default_system=keys.default_system,
-            enable_thinking=keys.enable_thinking, preserve_thinking=keys.preserve_thinking,
-            tool_format=keys.tool_format)
+            enable_thinking=keys.enable_thinking, preserve_thinking=keys.preserve_thinking)
 
 
 def encode_conversations(records: Sequence[Conversation | Text], context: EncodeContext) -> list[Encoded]:

@@ -11,8 +11,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from danlu.core.console import notice, say
-from danlu.core.errors import CapabilityError, ConfigError, DataError
+from danlu.core.console import notice, say, warn
+from danlu.core.errors import ConfigError, DataError, did_you_mean
 from danlu.core.records import Conversation, Feedback, Origin, Preference, Prompt, Record, Text
 from danlu.data import fingerprint
 from danlu.data.config import DataConfig
@@ -35,6 +35,7 @@ class SourceRows:
         self.files: tuple[RowFile, ...] = _open(source)
         formatting = "text" if source.layout.text_column else source.formatting
         self._format: RowFormat | None = FORMATS[formatting]() if formatting else None
+        self._seen: set[str] = set()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -55,7 +56,8 @@ class SourceRows:
             places.append(row.place)
         if not files:
             raise DataError("no usable row", where=f"{self.source.name} ({_where(self.files)})",
-                            fix="the file is empty, or every row was dropped: see data_ledger.jsonl")
+                            fix=_why_none(self.ledger))
+        self._warn_of_absent_columns()
         return files, numbers, places
 
     def __len__(self) -> int:
@@ -98,6 +100,8 @@ class SourceRows:
         """Return the row's record. Errors: DataError with file, line, JSON pointer, what was found and expected."""
         if row.error:
             raise row.error
+        if isinstance(row.value, dict):
+            self._seen.update(row.value)
         line = row.line or row.number
         where, prefix = f"{origin.source}:{line}", f"row {row.number}, " if line != row.number else ""
         if self._format is None:
@@ -113,6 +117,12 @@ class SourceRows:
                 f"{prefix}{problem.pointer or '/'}: found {problem.found}, expected {problem.expected}", where=where,
                 fix="mend the row, or set on_bad_row: skip to leave such rows out and list them in data_ledger.jsonl"
             ) from None
+
+    def _warn_of_absent_columns(self) -> None:
+        declared = {name for name in (self.source.layout.columns or {}).values() if name}
+        for name in sorted(declared - self._seen):
+            hint = did_you_mean(name, self._seen)
+            warn(f'data {self.source.name}: dataset_info.json names the column "{name}", which no row has; {hint}')
 
     def _announce(self, name: str) -> None:
         say(f"data {self.source.name}: format {name}, seen from its first row")
@@ -138,6 +148,11 @@ class Records(Sequence[Record]):
         """The data sets, in the order the user named them."""
         return tuple(part.source.name for part in self.parts)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files read, in order."""
+        return tuple(str(file.path) for part in self.parts for file in part.files)
+
     def __len__(self) -> int:
         return len(self.places)
 
@@ -162,9 +177,6 @@ def load_records(config: DataConfig, record_type: type[Record], *, which: str = 
 
     Errors: ConfigError when no data is named, DataError naming the file and row of bad data.
     """
-    if config.streaming:
-        raise CapabilityError("streaming: true is not supported", where="streaming",
-                              fix="leave it out: files are read row by row, and the encoded set is mapped from disk")
     sources = find_sources(config, which)
     if not sources:
         if config.tokenized_path:
@@ -184,6 +196,9 @@ def load_records(config: DataConfig, record_type: type[Record], *, which: str = 
 
 def split_validation(records: Records, val_size: float, seed: int) -> tuple[Records, Records]:
     """Return training and validation records: `val_size` is a share below 1, or a count."""
+    if not records.fingerprint:
+        raise ConfigError("val_size needs the data itself, and only tokenized_path is given", where="val_size",
+                          fix="set dataset, or leave val_size out")
     halves: list[tuple[Places, Places]] = []
 
     def half(which: int) -> Places:
@@ -231,7 +246,14 @@ def _where(files: tuple[RowFile, ...]) -> str:
     return str(files[0].path) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
 
+def _why_none(ledger: Ledger) -> str:
+    reasons = "; ".join(f"{count} {reason}" for reason, count in ledger.reasons().items())
+    return f"every row was left out: {reasons}" if reasons else "the file is empty: give one that has rows"
+
+
 def _unknown_row(row: Any) -> str:
+    if isinstance(row, dict) and {"chosen", "rejected"} <= set(row):
+        return "the row holds a preference pair (chosen, rejected), which stages rm and dpo take"
     shown = f"the keys {', '.join(map(str, row))}" if isinstance(row, dict) else kind_of(row)
     return f"no known data format has {shown}"
 
