@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from danlu.core.run_dir import RunDir
 from danlu.core.stream import Example
+from danlu.data.encode import EncodeContext, Encoded
 from danlu.engine.config import EngineConfig
 from danlu.engine.loop import Engine, TrainResult
 from danlu.stages.base import LossOutput, Models, NoKeys, Stage
@@ -46,6 +48,10 @@ class Micro:
 
 class ToyStage(Stage):
     """Sum of -log p(x_{t+1} | x_t); the first token of each example is no target."""
+
+    @staticmethod
+    def encode(records: Sequence[Any], context: EncodeContext) -> list[Encoded]:
+        raise AssertionError("the toy's data is made of tokens")
 
     def collate(self, examples: Sequence[Example]) -> Micro:  # type: ignore[override]
         ids = np.concatenate([e.input_ids for e in examples])

@@ -91,6 +91,15 @@ def test_evaluation_is_the_global_token_mean(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "eval_results.json").read_text())["eval_loss"] == metrics["eval_loss"]
 
 
+def test_log_is_json_without_infinity(tmp_path: Path) -> None:
+    """A step size of 1e5 makes losses over 700 nats, whose perplexity no float holds."""
+    train(tmp_path, optim="sgd", learning_rate=1e5, max_grad_norm=0.0, eval_strategy="steps", eval_steps=3, max_steps=3,
+          eval_data=ToyData(4), lr_scheduler_type="constant")
+    text = (tmp_path / "trainer_log.jsonl").read_text() + (tmp_path / "trainer_state.json").read_text()
+    assert "Infinity" not in text
+    assert '"eval_perplexity": null' in text
+
+
 def test_nan_names_the_row_and_keeps_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"step 5; rows: toy.jsonl:18\n") as caught:
         train(tmp_path, data=ToyData(bad=17), disable_shuffling=True, save_strategy="steps", save_steps=2)

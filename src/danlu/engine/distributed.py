@@ -2,6 +2,7 @@
 
 import os
 import random
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ from accelerate.utils import (
     broadcast_object_list,
     gather_object,
 )
+from torch import nn
 
 from danlu.core.errors import CapabilityError, UserError
 from danlu.engine.config import EngineConfig
@@ -53,9 +55,14 @@ def is_joined() -> bool:
     return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
 
 
-def leave() -> None:
-    """Leave the group, so that torch does not warn about it at exit."""
-    torch.distributed.destroy_process_group()
+def wrap(accelerator: Accelerator, module: nn.Module) -> nn.Module:
+    """Place a trainable module on the device, in DDP when there are several processes."""
+    with warnings.catch_warnings():
+        # Buffers are not sent at every forward: a process without a share of an evaluation makes none, and would hang
+        # the others. torch 2.13 deprecates the switch before offering another that keeps them apart at the start.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+        wrapped: nn.Module = accelerator.prepare_model(module)
+    return wrapped
 
 
 def seed_everything(seed: int) -> None:

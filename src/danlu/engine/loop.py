@@ -90,11 +90,6 @@ class Engine:
         self._run.write_results("eval", metrics)
         return metrics
 
-    def close(self) -> None:
-        """Leave the group of processes; nothing of the engine can be used afterwards."""
-        if self._started is not None and distributed.is_joined():
-            distributed.leave()
-
     def _train(self, session: Session, stop: StopSignal) -> None:
         state, plan = session.state, session.plan
         if state.global_step >= plan.total_steps:

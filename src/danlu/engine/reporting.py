@@ -1,5 +1,6 @@
 """What a run tells while it goes: progress bar or lines, trainer_log.jsonl, trackers."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -74,6 +75,8 @@ class Reporter:
 
     def _record(self, row: LogRow) -> None:
         state = self._state
+        # JSON has no infinity: the norm of a step that float16 scaling skips, the perplexity of an untrained model
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         entry = row | {"epoch": round(state.epoch, 4), "step": state.global_step}
         state.log_history.append(entry)
         journal = self._journal_row(row)
@@ -106,7 +109,7 @@ class Reporter:
 
     def _line(self, row: LogRow) -> str:
         shown = ("loss", "eval_loss", "eval_perplexity", "lr", "grad_norm")
-        numbers = "  ".join(f"{name} {row[name]:.4g}" for name in shown if name in row)
+        numbers = "  ".join(f"{name} {row[name]:.4g}" for name in shown if row.get(name) is not None)
         return (f"step {row['current_steps']}/{row['total_steps']}  {numbers}  epoch {row['epoch']:.2f}  "
                 f"{row['tokens_per_second']:,.0f} tok/s  left {row['remaining_time']}")
 

@@ -117,8 +117,11 @@ class Session:
         self.resumed_from = folder
 
     def close(self) -> None:
-        """Give the plain policy back to the stage and finish the trackers."""
-        self.stage.models.policy = self.accelerator.unwrap_model(self.stage.models.policy, keep_fp32_wrapper=False)
+        """Give the plain modules back to the stage and finish the trackers."""
+        models = self.stage.models
+        models.policy = self.accelerator.unwrap_model(models.policy, keep_fp32_wrapper=False)
+        if models.value is not None:
+            models.value = self.accelerator.unwrap_model(models.value, keep_fp32_wrapper=False)
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
@@ -172,9 +175,9 @@ def _place(stage: Stage, accelerator: Accelerator, config: EngineConfig) -> None
     if config.torch_compile:
         models.policy.compile(backend=config.torch_compile_backend or "inductor", mode=config.torch_compile_mode)
     models.policy.train()
-    models.policy = accelerator.prepare_model(models.policy)
+    models.policy = distributed.wrap(accelerator, models.policy)
     if models.value is not None:
-        models.value = accelerator.prepare_model(models.value.train())
+        models.value = distributed.wrap(accelerator, models.value.train())
     for frozen in (models.reference, models.reward):
         if frozen is not None:
             frozen.to(accelerator.device).eval().requires_grad_(False)

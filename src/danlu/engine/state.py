@@ -15,6 +15,7 @@ LogRow = dict[str, Any]
 class TrainerState:
     """Written to trainer_state.json, in the names of transformers where it has one.
 
+    total_flos    6 x parameters outside embeddings x tokens, the convention of transformers
     loss_sum      sum of the losses of all steps so far
     window_*      the same since the last log row
     elapsed       seconds spent in steps, evaluations and saves, over all sessions
