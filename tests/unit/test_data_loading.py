@@ -1,6 +1,8 @@
 """Loading: what happens to bad rows and empty files, the ledger, the validation split, mixed sets."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -141,3 +143,14 @@ def test_preference_rows_are_recognised_and_sent_elsewhere(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"instruction": "q", "chosen": "a", "rejected": "b"}])
     with pytest.raises(DataError, match="holds a preference pair"):
         len(load_records(DataConfig(train_file=path), Conversation))
+
+
+def test_loading_needs_neither_torch_nor_transformers(tmp_path):
+    """Checking data is quick and light: a process of its own shows which modules it has imported."""
+    path = write(tmp_path / "a.jsonl", [good(1)])
+    code = ("import sys; from danlu.data.config import DataConfig; from danlu.data.loader import load_records;"
+            "from danlu.core.records import Conversation;"
+            f"assert len(load_records(DataConfig(train_file={path!r}), Conversation)) == 1;"
+            "print(sorted({'torch', 'transformers', 'datasets', 'pyarrow', 'pandas'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

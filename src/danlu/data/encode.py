@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from danlu.core.console import notice
 from danlu.core.errors import ConfigError, DataError
@@ -14,6 +14,9 @@ from danlu.data.ledger import Ledger
 from danlu.data.truncate import fit_conversations, fit_text
 from danlu.templates import ChatTemplate, Encoded, EncodeOptions
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 __all__ = ["EncodeContext", "Encoded", "encode_conversations", "encode_texts"]
 
 
@@ -21,7 +24,7 @@ __all__ = ["EncodeContext", "Encoded", "encode_conversations", "encode_texts"]
 class EncodeContext:
     """What encoding needs: tokenizer, template (None where only prose is read), keys; and the ledger it writes."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     template: ChatTemplate | None
     config: DataConfig
     ledger: Ledger = field(default_factory=Ledger)
@@ -52,7 +55,7 @@ def encode_texts(records: Sequence[Text], context: EncodeContext) -> list[Encode
     return documents(records, context.tokenizer)
 
 
-def documents(records: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+def documents(records: Sequence[Text], tokenizer: "PreTrainedTokenizerBase") -> list[Encoded]:
     """Return each text as one segment: [start] text end-of-text."""
     if not records:
         return []
@@ -67,7 +70,7 @@ def documents(records: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> li
     return encoded
 
 
-def text_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def text_frame(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
     """Return the ids that the tokenizer puts before a text, and the end-of-text ids behind it."""
     added = list(tokenizer("")["input_ids"])
     start = [token for token in added if token != tokenizer.eos_token_id]

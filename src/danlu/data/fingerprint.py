@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 CODE = ("danlu.data", "danlu.templates")
 CHUNK = 1 << 22
@@ -31,7 +33,7 @@ def of_values(*values: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
 
 
-def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+def of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return a hash of everything that decides which ids a text gets; padding and truncation state do not."""
     special = {name: str(value) for name, value in sorted(tokenizer.special_tokens_map.items())}
     if not tokenizer.is_fast:
@@ -43,7 +45,7 @@ def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return of_values(type(tokenizer).__name__, state, special, _switches(tokenizer))
 
 
-def _switches(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _switches(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     names = ("add_bos_token", "add_eos_token", "add_prefix_space", "split_special_tokens", "legacy")
     return {name: tokenizer.init_kwargs.get(name) for name in names}
 

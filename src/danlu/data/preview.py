@@ -1,16 +1,18 @@
 """One example as a person can read it: what the model sees, and between ⟦ ⟧ what it is trained to say."""
 
 from itertools import groupby
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from danlu.core.stream import Example
 from danlu.data.dataset import TokenDataset
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 LONGEST_RUN = 240
 
 
-def describe_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+def describe_example(example: Example, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the text of an example; segments are divided by `┃`, trained tokens stand between ⟦ and ⟧."""
     ids, trained = example.input_ids.tolist(), example.trained.tolist()
     parts, start = [], 0
@@ -22,7 +24,7 @@ def describe_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> st
     return "┃".join(parts).replace("\n", "↵")
 
 
-def describe_first(dataset: TokenDataset, tokenizer: PreTrainedTokenizerBase) -> str:
+def describe_first(dataset: TokenDataset, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return two lines: the size of the first example, and its text with the trained tokens marked."""
     example = dataset[0]
     size = f"{len(example.input_ids)} tokens, {int(example.trained.sum())} trained"
@@ -30,7 +32,7 @@ def describe_first(dataset: TokenDataset, tokenizer: PreTrainedTokenizerBase) ->
     return f"example 0 ({dataset.origin(0)}): {size}\n  {_shorten(shown, 4 * LONGEST_RUN)}"
 
 
-def _run(ids: list[int], tokenizer: PreTrainedTokenizerBase, *, is_trained: bool) -> str:
+def _run(ids: list[int], tokenizer: "PreTrainedTokenizerBase", *, is_trained: bool) -> str:
     text = _shorten(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False), LONGEST_RUN)
     return f"⟦{text}⟧" if is_trained else text
 

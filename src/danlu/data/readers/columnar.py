@@ -5,10 +5,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.ipc
-import pyarrow.parquet
-
 from danlu.core.errors import DataError
 from danlu.data.row_file import ROW_FILES, PlacedRow
 
@@ -58,8 +54,11 @@ class ParquetFile(ColumnarFile):
 
     @cached_property
     def _file(self) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet
+
         try:
-            return pyarrow.parquet.ParquetFile(self.path)
+            return pa.parquet.ParquetFile(self.path)
         except pa.ArrowException as error:
             raise self._unreadable(error) from None
 
@@ -95,13 +94,16 @@ class ArrowFile(ColumnarFile):
 
     @cached_property
     def _table(self) -> Any:
+        import pyarrow as pa
+        import pyarrow.ipc
+
         source = pa.memory_map(str(self.path))
         try:
-            return pyarrow.ipc.open_stream(source).read_all()
+            return pa.ipc.open_stream(source).read_all()
         except pa.ArrowException:
             source.seek(0)
         try:
-            return pyarrow.ipc.open_file(source).read_all()
+            return pa.ipc.open_file(source).read_all()
         except pa.ArrowException as error:
             raise self._unreadable(error) from None
 
