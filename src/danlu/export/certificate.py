@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from danlu.core.errors import DataError
-from danlu.core.records import Message
+from danlu.core.records import Conversation, Message, Origin
 from danlu.generation.transformers_backend import generating
-from danlu.templates.base import ChatTemplate
+from danlu.templates import ChatTemplate, EncodeOptions
 
 # Largest difference allowed, as a share of the largest logit (at least 1): the formats keep 24, 11 and 8 bits.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -25,6 +25,7 @@ PROBES: tuple[tuple[Message, ...], ...] = (
     (Message("user", "天空是什么颜色？"), Message("assistant", "蓝色。"), Message("user", "为什么？")),
     (Message("system", "Answer briefly. 请简短回答。"), Message("user", "1 + 1 = ?")),
 )
+DIALOGUE = (*PROBES[1], Message("assistant", "Because of the air. 因为空气。"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class LogitCheck:
 
 @dataclass(frozen=True, slots=True)
 class TemplateCheck:
-    """Prompts whose ids were compared, and those that differ: (danlu's ids, the saved template's ids)."""
+    """How many probes were compared, and those that differ: (danlu's ids, the saved template's ids)."""
 
     compared: int
     differing: tuple[tuple[list[int], list[int]], ...]
@@ -51,7 +52,7 @@ class TemplateCheck:
 
     @property
     def passed(self) -> bool:
-        """Return True when every prompt has the same ids on both sides."""
+        """Return True when every probe has the same ids on both sides."""
         return not self.differing
 
 
@@ -82,19 +83,30 @@ def saved_logits(folder: Path, ids: list[int], dtype: torch.dtype) -> Tensor:
 
 
 def compare_template(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, folder: Path) -> TemplateCheck:
-    """Compare the ids of danlu's prompts with those that the saved tokenizer renders by itself.
+    """Compare danlu's ids, of prompts and of a dialogue as it is trained, with those the saved tokenizer renders.
 
     A probe that the template cannot express, a system message for instance, is skipped and counted.
     """
-    saved, differing, skipped = AutoTokenizer.from_pretrained(folder), [], 0
-    for messages in PROBES:
+    saved, pairs, skipped = AutoTokenizer.from_pretrained(folder), [], 0
+    for messages in (*PROBES, DIALOGUE):
         try:
-            ours = template.encode_prompt(messages, tokenizer)
+            ours = _danlu_ids(template, tokenizer, messages)
         except DataError:
             skipped += 1
             continue
         rows = [{"role": m.role, "content": m.content} for m in messages]
-        theirs = saved.apply_chat_template(rows, add_generation_prompt=True, tokenize=True, return_dict=False)
-        if list(theirs) != list(ours):
-            differing.append((list(ours), list(theirs)))
-    return TemplateCheck(len(PROBES) - skipped, tuple(differing), skipped)
+        is_prompt = messages[-1].role != "assistant"
+        theirs = saved.apply_chat_template(rows, add_generation_prompt=is_prompt, tokenize=True, return_dict=False)
+        pairs.append((ours, list(theirs)))
+    return TemplateCheck(len(pairs), tuple(pair for pair in pairs if pair[0] != pair[1]), skipped)
+
+
+def _danlu_ids(
+    template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...],
+) -> list[int]:
+    """Return the ids of a prompt, or of a dialogue that ends with an answer as training sees it."""
+    if messages[-1].role != "assistant":
+        return list(template.encode_prompt(messages, tokenizer))
+    talk = Conversation(messages, Origin("probe", 1))
+    ids: list[int] = template.encode_batch([talk], tokenizer, EncodeOptions())[0].input_ids.tolist()
+    return ids

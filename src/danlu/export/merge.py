@@ -184,10 +184,10 @@ def _refuse_or_say(report: ExportReport) -> None:
     if not report.modelfile:
         say("no Modelfile: the chat template has parts that Ollama's template language cannot express")
     if report.template.passed:
-        say(f"chat template: {report.template.compared} prompts give the same ids in danlu and in plain transformers")
+        say(f"chat template: {report.template.compared} dialogues have the same ids in danlu and in plain transformers")
     else:
-        warn(f"chat template: {len(report.template.differing)} of {report.template.compared} prompts give other ids "
-             f"in plain transformers than in training; see {REPORT}")
+        warn(f"chat template: {len(report.template.differing)} of {report.template.compared} dialogues have other ids "
+             f"in plain transformers than in danlu, which splits words at turns; see {REPORT}")
 
 
 def _write(report: ExportReport, folder: Path) -> None:
