@@ -15,6 +15,7 @@ VERBS: dict[str, str] = {
     "export": "merge adapters into the base and write a model that every tool reads",
     "chat": "talk to a model in the terminal",
     "eval": "test a model",
+    "data": "check, show, count, clean and dedup data sets",
     "run": "run a pipeline of steps; skip those already done",
     "new": "make a base model and tokenizer from scratch",
     "schema": "print the JSON Schema of all keys, or one key",
