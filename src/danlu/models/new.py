@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -18,6 +19,7 @@ from danlu.models.config import ModelConfig
 from danlu.models.new_config import NewConfig
 from danlu.models.new_tokenizer import blank_tokenizer, train_tokenizer
 from danlu.models.quiet import quiet_loading
+from danlu.models.save import as_os_error, save_tokenizer
 from danlu.models.tokenizer import load_tokenizer
 from danlu.models.vocabulary import highest_id
 from danlu.templates.base import TEMPLATES
@@ -56,9 +58,15 @@ def create_base(config: NewConfig) -> NewModel:
     model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32).to(getattr(torch, config.dtype))
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with quiet_loading():
-        model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    try:
+        with quiet_loading():
+            model.save_pretrained(partial)
+        save_tokenizer(tokenizer, partial)
+    except SafetensorError as error:
+        raise as_os_error(error, folder) from error
+    finally:
+        if not (partial / "tokenizer_config.json").is_file():
+            shutil.rmtree(partial, ignore_errors=True)
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)

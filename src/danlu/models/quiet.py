@@ -18,6 +18,8 @@ def quiet_loading(name: str | None = None) -> Iterator[None]:
     large = name is not None and (folder is None or sum(f.stat().st_size for f in folder.glob("*.safetensors")) > LARGE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        # danlu refuses such adapters itself, in one sentence
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
         if large or not logging.is_progress_bar_enabled():
             yield
             return

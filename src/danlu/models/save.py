@@ -6,6 +6,7 @@ A folder is whole once `save` returns; the caller writes into a fresh folder bes
 import copy
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -66,12 +67,10 @@ class ModelSaver:
             else:
                 self._save_model(model, folder, dtype)
         except SafetensorError as error:
-            # safetensors wraps the system's error in its own; the process edge knows a full disk by its number
-            code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
-            raise OSError(code, str(error), str(folder)) from error
+            raise as_os_error(error, folder) from error
         if self.template is not None:
             self.tokenizer.chat_template = self.template.jinja(self.tokenizer)
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
         method = "lora" if isinstance(model, PeftModel) else "full"
         write_model_card(folder, facts or self.facts or CardFacts(base=self.base, method=method))
 
@@ -126,6 +125,19 @@ class ModelSaver:
         known = [stored] if isinstance(stored, int) else stored or []
         ids = list(dict.fromkeys([*self.template.stop_token_ids(self.tokenizer), *known]))
         return ids[0] if len(ids) == 1 else ids or None
+
+
+def as_os_error(error: SafetensorError, folder: Path) -> OSError:
+    """Return the system's error that safetensors wraps in its own; the process edge knows a full disk by its number."""
+    return OSError(errno.ENOSPC if "No space left" in str(error) else errno.EIO, str(error), str(folder))
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer's files. Raises OSError when the disk is full; the library has no type of its own for it."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and shutil.disk_usage(folder).free < 2 * len(backend.to_str().encode()):
+        raise OSError(errno.ENOSPC, "no space left for the tokenizer", str(folder))
+    tokenizer.save_pretrained(folder)
 
 
 def stock_model(policy: nn.Module) -> PreTrainedModel | PeftModel:
