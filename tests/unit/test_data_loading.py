@@ -74,7 +74,7 @@ def test_empty_documents_are_left_out_and_listed(tmp_path):
 def test_an_empty_data_set_is_an_error(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_text(content)
-    with pytest.raises(DataError, match="no usable row"):
+    with pytest.raises(DataError, match="no rows: the data set is empty"):
         len(load_records(DataConfig(train_file=str(path)), Conversation))
 
 
@@ -154,3 +154,9 @@ def test_loading_needs_neither_torch_nor_transformers(tmp_path):
             "print(sorted({'torch', 'transformers', 'datasets', 'pyarrow', 'pandas'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_set_whose_rows_are_all_bad_says_why(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"instruction": "q", "output": ""}] * 3)
+    with pytest.raises(DataError, match="no usable row: 3 dropped: bad row"):
+        len(load_records(DataConfig(train_file=path, on_bad_row="skip"), Conversation))

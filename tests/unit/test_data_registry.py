@@ -103,6 +103,10 @@ def test_no_data_no_train_file_wrong_type_and_mixed_folders_are_said(tmp_path):
         load_records(DataConfig(), Conversation)
     with pytest.raises(DataError, match="no file or folder .*missing.jsonl"):
         load_records(DataConfig(train_file=str(tmp_path / "missing.jsonl")), Conversation)
+    (tmp_path / "rows.jsonl").write_text("")
+    with pytest.raises(DataError, match="dataset: no file or folder .*rowz.jsonl\n  fix: did you mean .*rows.jsonl"):
+        load_records(DataConfig(dataset=str(tmp_path / "rowz.jsonl")), Conversation)
+    (tmp_path / "rows.jsonl").unlink()
     (tmp_path / "a.docx").write_text("x")
     with pytest.raises(DataError, match='cannot read files of type ".docx"'):
         load_records(DataConfig(train_file=str(tmp_path / "a.docx")), Conversation)

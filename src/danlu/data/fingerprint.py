@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-CODE = ("danlu.data", "danlu.templates")
+CODE = {
+    "danlu.data": "*.py", "danlu.data.formats": "**/*.py", "danlu.data.readers": "**/*.py",
+    "danlu.templates": "**/*.py"}
 CHUNK = 1 << 22
 
 
@@ -53,5 +55,5 @@ def _switches(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
 @cache
 def of_code() -> str:
     """Return a hash of the source that turns rows into tokens, so that no cache outlives the code that wrote it."""
-    roots = [Path(root) for name in CODE for root in import_module(name).__path__]
-    return of_files(path for root in roots for path in sorted(root.rglob("*.py")))
+    roots = [(Path(root), pattern) for name, pattern in CODE.items() for root in import_module(name).__path__]
+    return of_files(path for root, pattern in roots for path in sorted(root.glob(pattern)))

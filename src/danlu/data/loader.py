@@ -55,8 +55,7 @@ class SourceRows:
             numbers.append(row.number)
             places.append(row.place)
         if not files:
-            raise DataError("no usable row", where=f"{self.source.name} ({_where(self.files)})",
-                            fix=_why_none(self.ledger))
+            raise _no_rows(_where(self.files), self.ledger)
         self._warn_of_absent_columns()
         return files, numbers, places
 
@@ -246,9 +245,12 @@ def _where(files: tuple[RowFile, ...]) -> str:
     return str(files[0].path) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
 
-def _why_none(ledger: Ledger) -> str:
+def _no_rows(where: str, ledger: Ledger) -> DataError:
     reasons = "; ".join(f"{count} {reason}" for reason, count in ledger.reasons().items())
-    return f"every row was left out: {reasons}" if reasons else "the file is empty: give one that has rows"
+    if not reasons:
+        return DataError("no rows: the data set is empty", where=where, fix="give a file that has rows")
+    return DataError(f"no usable row: {reasons}", where=where,
+                     fix="on_bad_row: error stops at the first of them and says what is wrong")
 
 
 def _unknown_row(row: Any) -> str:

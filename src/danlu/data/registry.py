@@ -68,6 +68,8 @@ def _named_source(name: str, config: DataConfig, layout: Layout) -> Source:
     for path in (Path(name), folder / name):
         if path.exists():
             return _path_source(name, path, layout)
+    if "/" in name or _suffix(Path(name)) in ROW_FILES:
+        return _path_source(name, _existing(Path(name), "dataset"), layout)
     raise DataError(f'unknown data set "{name}"', where="dataset", fix=_unknown_fix(name, entries, info))
 
 

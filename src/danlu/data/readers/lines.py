@@ -52,7 +52,7 @@ class JsonLines(LineFile):
 
     def value(self, line: str, number: int) -> Any:
         try:
-            return json.loads(line)
+            return json.loads(line.rstrip("\r\n"))
         except json.JSONDecodeError as error:
             raise json_error(error, self.path, number, error.pos + 1, line, error.pos) from None
         except RecursionError as error:
