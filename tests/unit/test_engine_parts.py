@@ -91,7 +91,7 @@ def test_plan_counts_steps(tmp_path: Path) -> None:
     assert (plan.steps_per_epoch, plan.total_steps, plan.global_batch) == (5, 13, 24)
     assert [step for step in range(1, 14) if plan.is_save(step)] == [2, 4, 6, 8, 10, 12, 13]
     assert [step for step in range(1, 14) if plan.is_eval(step)] == [5, 10]
-    assert [step for step in range(1, 14) if plan.is_log(step)] == [7]
+    assert [step for step in range(1, 14) if plan.is_log(step)] == [7, 13]
     assert plan.epoch(5) == 1.0
     dropping = make_config(tmp_path, dataloader_drop_last=True)
     assert Plan.of(dropping, 103).steps_per_epoch == 25

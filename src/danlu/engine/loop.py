@@ -6,6 +6,7 @@ The parts: plan (how many steps), sampler (which examples), step (the arithmetic
 checkpoint and resume (what survives), reporting (what is told).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,7 +135,7 @@ class Engine:
         session.reporter.evaluation(metrics)
         value = self._watched(metrics)
         session.schedule.after_evaluation(value)
-        if state.best_metric is not None and not self._is_better(value, state.best_metric):
+        if not self._is_better(value, state.best_metric):
             state.stale += 1
             return False
         state.best_metric, state.best_step, state.stale = value, state.global_step, 0
@@ -164,7 +165,9 @@ class Engine:
                               fix=f"known: {', '.join(sorted(metrics))}")
         return metrics[name]
 
-    def _is_better(self, value: float, best: float) -> bool:
+    def _is_better(self, value: float, best: float | None) -> bool:
+        if best is None or not math.isfinite(value):
+            return math.isfinite(value)
         greater = self._config.greater_is_better
         if greater is None:
             greater = not (self._config.metric_for_best_model or "loss").endswith(("loss", "perplexity"))

@@ -53,8 +53,8 @@ class Plan:
         return step / self.steps_per_epoch
 
     def is_log(self, step: int) -> bool:
-        """Return True when the loss of the steps so far is due in the log."""
-        return self.log_every > 0 and step % self.log_every == 0
+        """Return True when the loss of the steps so far is due in the log; the last step counts."""
+        return self.log_every > 0 and (step % self.log_every == 0 or step == self.total_steps)
 
     def is_eval(self, step: int) -> bool:
         """Return True when an evaluation is due after `step`."""

@@ -124,6 +124,7 @@ class Session:
             models.value = self.accelerator.unwrap_model(models.value, keep_fp32_wrapper=False)
         for tracker in self.accelerator.trackers:
             tracker.finish()
+        self.accelerator.free_memory()
 
     def _tensors(self, random_states: list[dict[str, Any]]) -> dict[str, Any]:
         tensors = {"optimizer.pt": self.optimizer.state_dict(), "scheduler.pt": self.schedule.state_dict(),
