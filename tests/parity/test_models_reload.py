@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -128,6 +129,18 @@ def test_adapters_of_a_quantised_base_train_and_survive(quantization: Quantizati
     assert torch.equal(logits(fresh), logits(model))
     onto_full = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out")
     assert (logits(onto_full) - logits(model)).abs().max() < 0.5
+
+
+def test_a_final_adapter_keeps_what_was_learnt(tmp_path: Path) -> None:
+    """On a bfloat16 base the adapter stays float32, and PiSSA leaves nothing behind that only a checkpoint needs."""
+    base = save_tiny(tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    model = build(base, AdapterConfig(lora_rank=4, pissa_init=True), torch.bfloat16)
+    shake(model)
+    saver(base).save(model, tmp_path / "out", dtype=torch.bfloat16)
+    assert not [child for child in (tmp_path / "out").iterdir() if child.is_dir()]
+    saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.float32}
 
 
 def test_a_final_save_takes_the_dtype_of_the_base(tmp_path: Path) -> None:

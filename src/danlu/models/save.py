@@ -56,14 +56,15 @@ class ModelSaver:
     ) -> None:
         """Write weights, config, tokenizer with chat template, and model card into `folder`.
 
-        dtype  None keeps every weight as it trains (what `restore` needs); else weights are rounded to it
+        dtype  None keeps every weight as it trains (what `restore` needs); else a whole model is rounded to it, while
+               an adapter stays float32: it is small, and rounding would change its answers
         Raises OSError when the disk is full.
         """
         folder.mkdir(parents=True, exist_ok=True)
         model = stock_model(policy)
         try:
             if isinstance(model, PeftModel):
-                self._save_adapter(model, folder, dtype)
+                self._save_adapter(model, folder, exact=dtype is None)
             else:
                 self._save_model(model, folder, dtype)
         except SafetensorError as error:
@@ -103,16 +104,16 @@ class ModelSaver:
             settings.eos_token_id = self._stop_ids(settings.eos_token_id)
             settings.save_pretrained(folder)
 
-    def _save_adapter(self, model: PeftModel, folder: Path, dtype: torch.dtype | None) -> None:
+    def _save_adapter(self, model: PeftModel, folder: Path, *, exact: bool) -> None:
         settings = copy.deepcopy(model.peft_config["default"])
         settings.inference_mode, settings.base_model_name_or_path = True, self.base
         state = adapter_state(model)
         if pissa.is_pissa(model):
-            pissa.save_raw(model, state, folder)
+            if exact:
+                pissa.save_raw(model, state, folder)
             state, changes = pissa.plain_lora(model, state)
             for key, value in changes.items():
                 setattr(settings, key, value)
-        state = state if dtype is None else cast_state(state, dtype)
         settings.save_pretrained(folder)
         save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()},
                   folder / "adapter_model.safetensors", metadata={"format": "pt"})
