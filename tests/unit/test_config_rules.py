@@ -29,6 +29,7 @@ def config(verb: str = "train", **values: Any) -> RunConfig:
     ({"interleave_probs": "1.0"}, "interleave_probs needs mix_strategy"),
     ({"interleave_probs": "1.0", "dataset": "a,b", "mix_strategy": "interleave_under"}, "1 values for 2 sets"),
     ({"finetuning_type": "full", "quantization_bit": "4"}, "does not go with finetuning_type full"),
+    ({"upcast_layernorm": "true", "pure_bf16": "true"}, "does not go with pure_bf16"),
     ({"neat_packing": "true", "packing": "false"}, "neat_packing: true means packing: true"),
     ({"mask_history": "true", "train_on_prompt": "true"}, "exclude each other"),
     ({"pissa_init": "true", "use_dora": "true"}, "exclude each other"),
@@ -104,3 +105,13 @@ def test_chat_and_export_need_no_data() -> None:
     for verb in ("chat", "export"):
         loaded = load_run_config(None, ["model_name_or_path=m"], verb)
         assert loaded.verb == verb and not loaded.do_train
+
+
+def test_gradient_checkpointing_is_for_accelerators_unless_said() -> None:
+    """Unset: on with a GPU, off on a CPU; gradient_checkpointing and disable_gradient_checkpointing decide."""
+    cases = {"": (True, False), "gradient_checkpointing=true": (True, True),
+             "gradient_checkpointing=false": (False, False), "disable_gradient_checkpointing=true": (False, False)}
+    for words, expected in cases.items():
+        key, _, value = words.partition("=")
+        model = config(**({key: value} if key else {})).model
+        assert (model.wants_checkpointing(True), model.wants_checkpointing(False)) == expected, words

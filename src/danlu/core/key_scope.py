@@ -30,6 +30,7 @@ NO_EFFECT: dict[str, str] = _table({
         "include_for_metrics include_inputs_for_metrics batch_eval_metrics compute_accuracy",
     "evaluation computes in the format of training": "bf16_full_eval fp16_full_eval",
     "weights are held in memory whole": "offload_folder",
+    "a PiSSA adapter is always saved as a plain LoRA of the original base": "pissa_convert",
     "transformers 5 has one implementation of each tokenizer": "use_fast_tokenizer",
     "gradient checkpointing always takes the form without re-entry":
         "use_reentrant_gc gradient_checkpointing_kwargs activation_checkpointing_kwargs",
@@ -106,6 +107,8 @@ OUT_OF_SCOPE: dict[str, str] = _table({
     _UPLOAD: "export_hub_model_id push_to_hub hub_model_id hub_token hub_strategy hub_private_repo hub_always_push "
         "hub_revision push_to_hub_model_id push_to_hub_organization push_to_hub_token",
     _PLAN: "auto_find_batch_size",
+    "tools are written by the tokenizer's own chat template; other formats of tools are not in this version":
+        "tool_format",
     "set the single keys instead":
         "accelerator_config generation_config "
         "dispatch_batches split_batches sortish_sampler train_sampling_strategy",

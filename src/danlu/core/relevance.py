@@ -5,18 +5,17 @@ from typing import Any
 from danlu.core import schema
 
 _MODEL = ("model", "quantization", "adapter")
-_DIALOGUE = {"template", "default_system", "enable_thinking", "preserve_thinking", "tool_format"}
-_DEVICE = {"use_cpu", "bf16", "fp16", "seed"}
 OWNERS: dict[str, tuple[str, ...]] = {
     "train": ("run", *_MODEL, "data", "engine"),
     "plan": ("run", *_MODEL, "data", "engine"),
     "export": (*_MODEL, "export"),
     "chat": (*_MODEL, "generation"),
-    "eval": (*_MODEL, "evaluation", "generation", "engine", "data"),
+    "eval": (*_MODEL, "evaluation", "generation", "data"),
 }
 BESIDES: dict[str, set[str]] = {
-    "export": _DIALOGUE | {"use_cpu", "bf16", "fp16"},
-    "chat": _DIALOGUE | _DEVICE | {"cutoff_len"},
+    "export": {"template"},
+    "chat": {"template", "default_system", "enable_thinking", "seed"},
+    "eval": {"stage", "seed"},
 }
 """Keys of other owners that a verb reads too."""
 

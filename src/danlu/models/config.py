@@ -32,7 +32,7 @@ class ModelConfig(StrictConfig):
     rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = Field(
         None, description="Stretch rotary positions so that cutoff_len may exceed the model's context.")
     flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3"] = Field(
-        "auto", description="Attention kernel: auto takes danlu's own over packed rows; disabled is the plain one.")
+        "auto", description="Attention kernel where danlu's own over packed rows does not apply; disabled: plain.")
     moe_aux_loss_coef: float | None = Field(
         None, ge=0, description="Weight of the load-balancing loss of mixture-of-experts models.")
     gradient_checkpointing: bool | None = Field(
@@ -120,9 +120,6 @@ class AdapterConfig(StrictConfig):
     pissa_iter: int = Field(
         16, ge=-1, description="Subspace iterations of the fast SVD; -1 takes the exact SVD.",
         json_schema_extra=only_with(pissa_init=True))
-    pissa_convert: bool = Field(
-        False, description="Save a PiSSA adapter as a plain LoRA of the original base.",
-        json_schema_extra=only_with(pissa_init=True))
 
     @property
     def alpha(self) -> int:
@@ -133,8 +130,6 @@ class AdapterConfig(StrictConfig):
     def _check(self) -> Self:
         if self.pissa_init and self.use_dora:
             raise ValueError("pissa_init and use_dora exclude each other: DoRA needs the untouched base weights")
-        if self.pissa_convert and not self.pissa_init:
-            raise ValueError("pissa_convert needs pissa_init: true")
         if self.freeze_trainable_layers == 0 and self.finetuning_type == "freeze":
             raise ValueError("freeze_trainable_layers is 0, so finetuning_type freeze would train no layer")
         return self

@@ -131,7 +131,7 @@ def _with_trainable(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     if adapter_cfg.finetuning_type == "lora":
-        plain = adapter_cfg.model_copy(update={"pissa_init": False, "pissa_convert": False})
+        plain = adapter_cfg.model_copy(update={"pissa_init": False})
         with torch.device("meta"), quiet_loading():
             if adapter is None:
                 return new_adapter(model, plain, "")

@@ -29,7 +29,6 @@ class EncodeOptions:
     enable_thinking    for templates with reasoning: an answer without reasoning gets an empty block, as part of the
                        answer (True) or of the prompt (None, False); False also drops the reasoning of the data
     preserve_thinking  keep the reasoning of earlier answers, as the final answer keeps its own
-    tool_format        name of the format of tool calls; None leaves it to the template
     """
 
     train_on_prompt: bool = False
@@ -37,7 +36,6 @@ class EncodeOptions:
     default_system: str | None = None
     enable_thinking: bool | None = True
     preserve_thinking: bool = False
-    tool_format: str | None = None
 
 
 class ChatTemplate(ABC):
