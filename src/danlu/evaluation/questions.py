@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from danlu.core.console import warn
+from danlu.core.console import say, warn
 from danlu.core.errors import DataError
 from danlu.core.records import Conversation
 from danlu.data.loader import Records
@@ -96,6 +96,8 @@ def answer(
             if out is not None:
                 out.writelines(_line(one, tokenizer) for one in answered)
                 out.flush()
+            if len(questions) > chunk:
+                say(f"answered {start + len(part)} of {len(questions)}")
             yield from answered
 
 
