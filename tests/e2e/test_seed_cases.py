@@ -117,7 +117,7 @@ def test_document_002_pretraining(llama: Path, shared: Path, tmp_path: Path, dan
         "num_train_epochs": 2, "per_device_train_batch_size": 8, "logging_steps": 2, "output_dir": str(out)}) == 0
     falls(out)
     results = read_json(out / "eval_results.json")
-    assert results["perplexity"] == pytest.approx(math.exp(results["eval_loss"]), rel=1e-6)
+    assert results["eval_perplexity"] == pytest.approx(math.exp(results["eval_loss"]), rel=1e-6)
     evaluations = [row for row in map(json.loads, (out / "trainer_log.jsonl").read_text().splitlines())
                    if row.get("eval_loss") is not None]
     assert len(evaluations) >= 2 and evaluations[-1]["eval_loss"] < evaluations[0]["eval_loss"]
