@@ -1,0 +1,1 @@
+"""One file per family of cleaning rules; each registers itself in `danlu.data.clean.filter.FILTERS`."""
