@@ -166,7 +166,8 @@ EFFECTS: dict[str, Effect] = dict([
     ("torch_compile", Effect({"torch_compile": True}, "compiled", slow=True,
                              both={"torch_compile_backend": "eager", "max_steps": 1})),
     ("torch_compile_backend", Effect({"torch_compile_backend": "nonsense"}, "outcome", both=COMPILED, slow=True)),
-    ("torch_compile_mode", Effect({"torch_compile_mode": "nonsense"}, "outcome", both=COMPILED, slow=True)),
+    ("torch_compile_mode", Effect({"torch_compile_mode": "nonsense"}, "outcome", slow=True,
+                                  both={"torch_compile": True, "max_steps": 1})),
     # logging
     key("logging_strategy", "no", "log"),
     key("logging_steps", 2, "log"),

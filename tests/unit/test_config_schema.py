@@ -110,3 +110,21 @@ def test_every_key_of_the_field_is_known(shared: Path) -> None:
             listed |= set(re.findall(r"\b[a-z][a-z0-9_]+\b", " ".join(re.findall(r"`([^`]*)`", row.split("|")[1]))))
     assert len(listed) > 250
     assert not sorted(listed - set(schema.keys()))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["schema"], ["train", "--lora_rnk", "8"],
+                                       ["train", "lora_rank=x"]])
+def test_answers_in_a_third_of_a_second(arguments: list[str]) -> None:
+    """Processor time counts, not the clock, so that a busy machine does not fail the test; the best of three."""
+    import resource
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    times = []
+    for _ in range(3):
+        before = spent()
+        subprocess.run([sys.executable, "-m", "danlu", *arguments], capture_output=True, check=False)
+        times.append(spent() - before)
+    assert min(times) < 0.3, times

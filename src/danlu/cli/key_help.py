@@ -45,7 +45,7 @@ def key_page(key: str) -> str:
 
 def shown(value: Any) -> str:
     """Return a value as one would write it in YAML."""
-    if value is None:
+    if value is None or value == "":
         return "unset"
     if isinstance(value, bool):
         return str(value).lower()

@@ -1,0 +1,94 @@
+"""`danlu plan` says before a run what the run would do, and refuses what cannot work."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from danlu.cli.main import main
+
+
+@pytest.fixture
+def config(tiny_base: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A run of 8 dialogues, 2 x 2 a step, 3 epochs."""
+    monkeypatch.setenv("DANLU_CACHE", str(tmp_path / "cache"))
+    return {"model_name_or_path": str(tiny_base), "dataset": "chat", "dataset_dir": str(world),
+            "output_dir": str(tmp_path / "out"), "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
+            "num_train_epochs": 3, "warmup_ratio": 0.5, "save_steps": 2, "save_total_limit": 2, "lora_rank": 4,
+            "lora_target": "q_proj"}
+
+
+def test_plan(config: dict[str, Any], danlu: Callable[..., int], capsys: pytest.CaptureFixture[str],
+              tmp_path: Path) -> None:
+    """8 examples / 4 = 2 steps an epoch, 6 in all, 3 of warm-up; LoRA on 2 layers: 2 x 4 x (32 + 32) = 512 weights.
+
+    Three checkpoints are written (steps 2, 4, 6), two kept, each 512 x (4 + 8) bytes = 6 KiB.
+    """
+    assert danlu("plan", config, "seed=3") == 0
+    said = capsys.readouterr().out
+    for line in ("8 examples", "4 = 2 x 2 accumulated x 1 processes",
+                 "6, 2 per epoch", "3 steps", "every 2 steps, 2 kept", "512 of ", "2 x 6 KiB", "step 0"):
+        assert line in said, f"{line!r} not in:\n{said}"
+    origins = {words[0]: " ".join(words[2:]) for words in map(str.split, said.splitlines()) if len(words) > 2}
+    values = {words[0]: words[1] for words in map(str.split, said.splitlines()) if len(words) > 2}
+    assert (values["seed"], values["lora_target"], values["add_tokens"]) == ("3", "q_proj", "unset")
+    assert origins["seed"] == "command line" and origins["adam_beta1"] == "default"
+    assert origins["lora_rank"] == f"{tmp_path}/plan.yaml:11"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_run_does_what_the_plan_says(config: dict[str, Any], danlu: Callable[..., int],
+                                         capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert danlu("train", config) == 0
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 6
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    capsys.readouterr()
+    assert danlu("plan", config) == 0
+    assert "checkpoint-6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("changed", "parts"), [
+    ({"cutoff_len": 0}, ["cutoff_len", "at least 1"]),
+    ({"model_name_or_path": "/nowhere"}, ["/nowhere"]),
+    ({"dataset": "chatt"}, ["chatt", "did you mean"]),
+    ({"lora_target": "q_prj"}, ["q_prj", "q_proj"]),
+    ({"per_device_train_batch_size": 10**10, "dataloader_drop_last": True}, ["dataloader_drop_last leaves nothing"]),
+    ({"per_device_train_batch_size": 10**10}, ["memory", "per_device_train_batch_size"]),
+])
+def test_what_cannot_work_is_refused(config: dict[str, Any], danlu: Callable[..., int],
+                                     capsys: pytest.CaptureFixture[str], changed: dict[str, Any],
+                                     parts: list[str]) -> None:
+    assert danlu("plan", {**config, **changed}) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    for part in parts:
+        assert part in said, said
+
+
+def test_a_folder_with_a_result_is_refused(config: dict[str, Any], danlu: Callable[..., int],
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    assert danlu("train", {**config, "save_strategy": "no"}) == 0
+    assert danlu("plan", {**config, "save_strategy": "no"}) == 2
+    assert "overwrite_output_dir" in capsys.readouterr().err
+    assert danlu("plan", {**config, "save_strategy": "no"}, "overwrite_output_dir=true") == 0
+
+
+def test_secrets_are_neither_shown_nor_stored(config: dict[str, Any], danlu: Callable[..., int],
+                                              capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert danlu("plan", {**config, "hf_hub_token": "hf_secret"}) == 0
+    assert danlu("train", {**config, "hf_hub_token": "hf_secret"}) == 0
+    said = capsys.readouterr()
+    assert "hf_secret" not in said.out + said.err
+    assert not [path for path in (tmp_path / "out").rglob("*")
+                if path.is_file() and b"hf_secret" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("words", [["env"], ["env", "--help"], ["version"], ["plan", "--help"]])
+def test_small_verbs(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert said.strip()
+    assert str(Path.home()) not in said
