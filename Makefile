@@ -14,7 +14,7 @@ $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14"
-	$(BIN)/python -m pip install --quiet -e ".[dev,qlora,eval]"
+	$(BIN)/python -m pip install --quiet -e ".[dev,qlora,eval,track]"
 	touch $(READY)
 
 quickstart: $(READY)
