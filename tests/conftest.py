@@ -20,6 +20,11 @@ DIALOGUES = [
 ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--golden-update` rewrites golden files; `make golden` passes it."""
+    parser.addoption("--golden-update", action="store_true", help="write the golden files anew")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real public data; skips with a counted reason when it is absent."""
