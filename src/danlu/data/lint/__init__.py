@@ -1,0 +1,1 @@
+"""Finding what is wrong in data before a run does, with place, reason and cure. Trains nothing."""
