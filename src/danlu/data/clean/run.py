@@ -11,11 +11,10 @@ from danlu.data.clean.filter import Filter, Verdict
 from danlu.data.clean.ledger import Counts, Event, excerpt, first_difference
 from danlu.data.clean.output import WholeFiles, check_output, json_line
 from danlu.data.clean.recipe import Recipe
-from danlu.data.clean.rows import TextField, joined, text_fields, with_texts
 from danlu.data.clean.rows import Path as TextPath
-from danlu.data.clean.source import Chunk, data_files, map_ordered, read_chunks
+from danlu.data.clean.rows import TextField, joined, with_texts
+from danlu.data.clean.source import Chunk, data_files, fields_of, map_ordered, read_chunks
 from danlu.data.row_file import PlacedRow
-from danlu.data.row_format import RowProblem
 
 
 @dataclass(slots=True)
@@ -63,7 +62,7 @@ def clean_chunk(recipe: Recipe, chunk: Chunk) -> CleanedChunk:
     for row in chunk.rows:
         done.outcomes["read"] += 1
         try:
-            fields = _fields(row, recipe, chunk.path)
+            fields = fields_of(row, chunk.path, recipe.config.columns)
         except DataError as error:
             if recipe.config.on_bad_row == "error":
                 raise
@@ -75,19 +74,9 @@ def clean_chunk(recipe: Recipe, chunk: Chunk) -> CleanedChunk:
     return done
 
 
-def _fields(row: PlacedRow, recipe: Recipe, path: str) -> list[TextField]:
-    if row.error:
-        raise row.error
-    try:
-        return text_fields(row.value, recipe.config.columns)
-    except RowProblem as problem:
-        raise DataError(str(problem), where=f"{path}:{row.line or row.number}",
-                        fix="name the columns of text (columns: ...), or set on_bad_row: skip") from None
-
-
 def _clean_row(recipe: Recipe, row: PlacedRow, fields: list[TextField], done: CleanedChunk) -> None:
     done.pointers.update({one.pointer for one in fields})
-    judged = RowInWork(done.source, row.number, fields)
+    judged = RowInWork(done.source, row.number, fields, [rule for _, rule in recipe.filters if rule.finds_secrets])
     for name, rule in recipe.filters:
         dropped = judged.edit(name, rule) if rule.edits else judged.judge(name, rule)
         if dropped is not None:
@@ -104,8 +93,8 @@ def _clean_row(recipe: Recipe, row: PlacedRow, fields: list[TextField], done: Cl
 class RowInWork:
     """The texts of one row on their way through the rules."""
 
-    def __init__(self, source: str, number: int, fields: list[TextField]) -> None:
-        self.source, self.number = source, number
+    def __init__(self, source: str, number: int, fields: list[TextField], guards: list[Filter]) -> None:
+        self.source, self.number, self.guards = source, number, guards
         self.first, self.fields = fields, list(fields)
         self.events: list[Event] = []
 
@@ -124,7 +113,7 @@ class RowInWork:
             if not one.text or not one.is_one_of(rule.only):
                 continue
             verdict = rule.judge(one.text)
-            dropped = self._dropped(name, verdict, "" if rule.finds_secrets else one.text, one.pointer)
+            dropped = self._dropped(name, verdict, one.text, one.pointer)
             if dropped is not None:
                 return dropped
             if verdict.action == "change" and not verdict.text.strip() and one.text.strip():
@@ -143,11 +132,20 @@ class RowInWork:
     def _dropped(self, name: str, verdict: Verdict, text: str, pointer: str) -> Event | None:
         if verdict.action != "drop":
             return None
-        return Event(self.source, self.number, "dropped", name, verdict.reason, verdict.detail, pointer, excerpt(text))
+        return Event(self.source, self.number, "dropped", name, verdict.reason, verdict.detail, pointer,
+                     excerpt(self._guarded(text)))
 
     def _event(self, action: str, rule: Filter, name: str, reason: str, detail: str, before: TextField,
                after: str) -> Event:
-        place = first_difference(before.text, after)
-        shown = "" if rule.finds_secrets else excerpt(before.text, place)
+        before_shown, after_shown = self._guarded(before.text), self._guarded(after)
+        place = first_difference(before.text if rule.finds_secrets else before_shown, after_shown)
+        shown = "" if rule.finds_secrets else excerpt(before_shown, place)
         return Event(self.source, self.number, action, name, reason, detail, before.pointer, shown,
-                     excerpt(after, place))
+                     excerpt(after_shown, place))
+
+    def _guarded(self, text: str) -> str:
+        """Return the text as the ledger may show it: what the recipe calls personal appears in no excerpt."""
+        for guard in self.guards:
+            verdict = guard.judge(text)
+            text = verdict.text if verdict.action == "change" else "" if verdict.action == "drop" else text
+        return text

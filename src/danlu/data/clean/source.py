@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from danlu.core.errors import CapabilityError, DataError
+from danlu.data.clean.rows import TextField, joined, text_fields
 from danlu.data.config import DataConfig
 from danlu.data.registry import find_sources
 from danlu.data.row_file import PlacedRow, open_rows
+from danlu.data.row_format import RowProblem
 
 ROWS = 256
 CHARACTERS_HINT = 1 << 20
@@ -44,7 +46,8 @@ def data_files(names: Sequence[str], dataset_dir: str = "data") -> list[Path]:
     """
     files: list[Path] = []
     for name in names:
-        for source in find_sources(DataConfig(dataset=(name,), dataset_dir=dataset_dir), "train"):
+        config = DataConfig.model_validate({"dataset": (name,), "dataset_dir": dataset_dir})
+        for source in find_sources(config, "train"):
             if source.hub is not None:
                 raise CapabilityError(f"{name} is on the hub; only files are read here", fix="download it first")
             files += source.files
@@ -80,6 +83,33 @@ def _weight(value: Any) -> int:
 def cores() -> int:
     """Return how many processes this one may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def chunk_texts(chunk: Chunk, columns: Sequence[str], only: Sequence[str], *,
+                skip_bad: bool) -> list[str | DataError]:
+    """Return the text of each row: its fields, or those called `only`, joined; for a bad row the error, if skipped."""
+    return [_text_or_error(chunk, row, columns, only, skip_bad=skip_bad) for row in chunk.rows]
+
+
+def _text_or_error(chunk: Chunk, row: PlacedRow, columns: Sequence[str], only: Sequence[str], *,
+                   skip_bad: bool) -> str | DataError:
+    try:
+        return joined([one for one in fields_of(row, chunk.path, columns) if one.is_one_of(only)])
+    except DataError as error:
+        if not skip_bad:
+            raise
+        return error
+
+
+def fields_of(row: PlacedRow, path: str, columns: Sequence[str]) -> list[TextField]:
+    """Return the texts of a row. Errors: DataError with the place for a row that cannot be read or has no text."""
+    if row.error:
+        raise row.error
+    try:
+        return text_fields(row.value, columns)
+    except RowProblem as problem:
+        raise DataError(str(problem), where=f"{path}:{row.line or row.number}",
+                        fix="name the columns of text (columns: ...), or set on_bad_row: skip") from None
 
 
 def map_ordered(function: Callable[[Chunk], Result], chunks: Iterator[Chunk], workers: int | None) -> Iterator[Result]:

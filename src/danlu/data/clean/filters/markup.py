@@ -8,14 +8,13 @@ from pydantic import Field
 from danlu.core.key_types import CommaList
 from danlu.data.clean.filter import FILTERS, KEEP, Filter, Verdict, change
 
-TAGS = (
-    "a abbr address area article aside audio b base bdi bdo big blockquote body br button canvas caption center cite "
-    "code col colgroup dd del details dfn div dl dt em embed fieldset figcaption figure font footer form frame "
-    "frameset h1 h2 h3 h4 h5 h6 head header hr html i iframe img input ins kbd label legend li link main map mark meta "
-    "nav noscript object ol optgroup option p param picture pre q s samp section select small source span strike "
-    "strong style sub summary sup svg table tbody td textarea tfoot th thead title tr track tt u ul var video wbr"
-).split()
-NAME = "|".join(sorted(TAGS, key=len, reverse=True))
+NAME = (
+    "blockquote|figcaption|colgroup|fieldset|frameset|noscript|optgroup|textarea|address|article|caption|"
+    "details|picture|section|summary|button|canvas|center|figure|footer|header|iframe|legend|object|optio"
+    "n|select|source|strike|strong|aside|audio|embed|frame|input|label|param|small|style|table|tbody|tfoo"
+    "t|thead|title|track|video|abbr|area|base|body|cite|code|font|form|head|html|link|main|mark|meta|samp"
+    "|span|bdi|bdo|big|col|del|dfn|div|img|ins|kbd|map|nav|pre|sub|sup|svg|var|wbr|br|dd|dl|dt|em|h1|h2|h"
+    "3|h4|h5|h6|hr|li|ol|td|th|tr|tt|ul|a|b|i|p|q|s|u")
 COMMENT = re.compile("<!--.*?-->|<!DOCTYPE[^<>]*>", re.DOTALL | re.IGNORECASE)
 UNSEEN = re.compile(r"<(script|style|noscript|svg|head)\b[^<>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 BREAK = re.compile(r"</?(?:br|p|div|li|tr|h[1-6]|ul|ol|table|section|article|blockquote|pre|hr)(?:\s[^<>]*)?/?>",
@@ -59,9 +58,12 @@ BOILERPLATE = re.compile("|".join((
     r"log ?in\W*", r"share (?:this|on) .{0,40}", r"(?:please )?enable javascript.*", r"skip to (?:main )?content",
     r"subscribe to (?:our|the) .{0,60}", r"follow us on .{0,60}", r"advertisement\W*",
     r"(?:本文)?(?:未经(?:授权|许可|允许)).{0,30}(?:转载|使用|复制).{0,20}", r"转载请(?:注明|联系).{0,40}",
-    r"(?:版权所有|著作权归).{0,60}", r"[(（\[【]?(?:责任)?编辑[:：].{0,20}", r"(?:点击|阅读|查看|展开)(?:查看|阅读)?(?:更多|全文|原文|详情).{0,10}",
-    r"(?:扫码|扫一扫|长按(?:识别)?二维码|关注(?:我们的?)?(?:微信)?公众号).{0,40}", r"(?:上一篇|下一篇|返回(?:首页|顶部)|相关阅读|热门推荐)[:：]?.{0,60}",
-    r"(?:京|沪|粤|浙|苏|鲁|川)ICP备.{0,40}", r"(?:免责声明|广告)[:：]?.{0,4}", r"(?:登录|注册|分享到?|收藏|点赞|举报)(?:[ |/·]+\S{1,6})*",
+    r"(?:版权所有|著作权归).{0,60}", r"[(（\[【]?(?:责任)?编辑[:：].{0,20}",
+    r"(?:点击|阅读|查看|展开)(?:查看|阅读)?(?:更多|全文|原文|详情).{0,10}",
+    r"(?:扫码|扫一扫|长按(?:识别)?二维码|关注(?:我们的?)?(?:微信)?公众号).{0,40}",
+    r"(?:上一篇|下一篇|返回(?:首页|顶部)|相关阅读|热门推荐)[:：]?.{0,60}",
+    r"(?:京|沪|粤|浙|苏|鲁|川)ICP备.{0,40}", r"(?:免责声明|广告)[:：]?.{0,4}",
+    r"(?:登录|注册|分享到?|收藏|点赞|举报)(?:[ |/·]+\S{1,6})*",
 )), re.IGNORECASE)
 
 

@@ -18,13 +18,15 @@ from danlu.data.clean.filter import FILTERS, KEEP, Filter, Verdict, change, drop
 Kind = Literal["email", "cn_id", "bank_card", "cn_mobile", "cn_landline", "us_ssn", "us_phone", "ipv4"]
 BEFORE, AFTER = r"(?<![0-9A-Za-z_.\-])", r"(?![0-9A-Za-z_]|[.\-][0-9])"
 PATTERNS: dict[str, re.Pattern[str]] = {name: re.compile(pattern) for name, pattern in {
-    "email": r"(?<![A-Za-z0-9._%+\-])[A-Za-z0-9._%+\-]{1,64}@(?:[A-Za-z0-9\-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9])",
+    "email": r"(?<![A-Za-z0-9._%+\-])[A-Za-z0-9._%+\-]{1,64}@"
+             r"(?:[A-Za-z0-9\-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9])",
     "cn_id": BEFORE + r"[1-9][0-9]{16}[0-9Xx]" + AFTER,
     "bank_card": BEFORE + r"[2-6](?:[ \-]?[0-9]){12,18}" + AFTER,
     "cn_mobile": r"(?<![0-9A-Za-z_.])(?:\+?86[ \-]?)?1[3-9][0-9](?:[0-9]{8}|[ \-][0-9]{4}[ \-][0-9]{4})" + AFTER,
     "cn_landline": BEFORE + r"(?:\+?86[ \-]?)?0[1-9][0-9]{1,2}[ \-][2-9][0-9]{6,7}" + AFTER,
     "us_ssn": BEFORE + r"[0-8][0-9]{2}-[0-9]{2}-[0-9]{4}" + AFTER,
-    "us_phone": r"(?<![0-9A-Za-z_.])(?:\+?1[ .\-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .\-])[2-9][0-9]{2}[ .\-][0-9]{4}"
+    "us_phone": r"(?<![0-9A-Za-z_.])(?:\+?1[ .\-])?"
+                r"(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .\-])[2-9][0-9]{2}[ .\-][0-9]{4}"
                 + AFTER,
     "ipv4": BEFORE + r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}" + AFTER,
 }.items()}

@@ -7,7 +7,7 @@ from pydantic import Field
 from danlu.data.clean.filter import FILTERS, KEEP, Filter, Verdict, change, drop
 from danlu.data.clean.measures import Measures, measure, share
 
-STOP_WORDS_EN = frozenset("the be to of and that have with".split())
+STOP_WORDS_EN = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 STOP_SIGNS_ZH = frozenset("的了是在和不有我这人")
 BULLETS = tuple("•●○▪▫■□◆◇‣⁃·*-")
 ELLIPSES = ("...", "…", "。。。")

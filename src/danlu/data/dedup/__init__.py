@@ -1,0 +1,1 @@
+"""Find duplicate rows: exact ones by hash, near ones by MinHash and true Jaccard similarity. Imports no torch."""
