@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 LANGUAGES = ("en", "zh")
-ROUNDS = 12                 # how often the prose tells and asks each fact, in wordings drawn anew
+ROUNDS = 14                 # how often the prose tells and asks each fact, in wordings drawn anew
 TALK_LENGTH = 4             # questions in one talk
+PREFERENCES = 4             # preference rows for each fact
 REJECTED_SEED_OFFSET = 1    # a stream of chance of its own, so that preferences leave the other files alone
 
 
@@ -41,9 +42,9 @@ class Fact:
         """What an assistant should say."""
         return self.fill(self.wordings["tell"][0])
 
-    def questions(self, *kinds: str) -> list[str]:
-        """Return the questions of these kinds: prose, teach or held_out."""
-        return [self.fill(wording) for kind in kinds for wording in self.wordings[kind]]
+    def questions(self, kind: str) -> list[str]:
+        """Return the questions of a kind: ask or held_out."""
+        return [self.fill(wording) for wording in self.wordings[kind]]
 
 
 def draw_facts(world: dict[str, Any], rng: random.Random) -> list[Fact]:
@@ -90,13 +91,13 @@ def write_talk(world: dict[str, Any], asked: list[Fact], rng: random.Random) -> 
     """Return a talk: a question and its answer on each fact."""
     lang = asked[0].lang
     passage = rng.choice(world["passages"][lang])
-    return "\n".join(passage.format(q=rng.choice(fact.questions("prose")), a=fact.answer) for fact in asked)
+    return "\n".join(passage.format(q=rng.choice(fact.questions("ask")), a=fact.answer) for fact in asked)
 
 
 def instructions(facts: list[Fact]) -> Iterator[dict[str, str]]:
-    """Yield alpaca rows: each fact asked in every wording of the prose and of the lessons."""
+    """Yield alpaca rows: each fact asked in every wording but the held-out ones."""
     for fact in facts:
-        for question in fact.questions("prose", "teach"):
+        for question in fact.questions("ask"):
             yield {"instruction": question, "input": "", "output": fact.answer, "lang": fact.lang}
 
 
@@ -112,7 +113,7 @@ def preferences(facts: list[Fact], rng: random.Random) -> Iterator[dict[str, str
     for fact in facts:
         others = [one.value for one in facts if (one.lang, one.attribute) == (fact.lang, fact.attribute)
                   and one.value != fact.value]
-        for question in fact.questions("teach"):
+        for question in rng.sample(fact.questions("ask"), PREFERENCES):
             rejected = fact.fill(fact.wordings["tell"][0], rng.choice(others))
             yield {"instruction": question, "input": "", "chosen": fact.answer, "rejected": rejected,
                    "lang": fact.lang}

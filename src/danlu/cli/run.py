@@ -20,6 +20,7 @@ as its keys, its files and the steps before it are what they were; a broken one 
 A pipeline file:
     name: my-model
     output_dir: runs/my-model            # each step writes to a folder of its name in it
+    environment: {OMP_NUM_THREADS: 8}    # variables for every step, unless they are set already
     defaults: {template: qwen}           # keys for every step whose verb reads them
     steps:
       - name: sft

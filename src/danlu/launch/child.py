@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +26,17 @@ class Finished:
     stopped_by: int
 
 
-def run_child(command: Sequence[str]) -> Finished:
+def run_child(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Finished:
     """Run `command` to its end with our terminal as its output; `python` and `danlu` in it are those running now.
 
-    The child leads a process group of its own, so that Ctrl-C reaches it once: from us. Raises OSError when there is
-    no such program.
+    The child leads a process group of its own, so that Ctrl-C reaches it once: from us. `environment` stands behind
+    the variables that are set already. Raises OSError when there is no such program.
     """
     start = time.monotonic()
     paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    with (subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, env={**os.environ, "PATH": paths})
-          as child, _passing_on(child) as received):
+    with (subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0,
+                           env={**(environment or {}), **os.environ, "PATH": paths}) as child,
+          _passing_on(child) as received):
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     peak = usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024 * 1024)

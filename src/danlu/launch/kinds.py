@@ -52,6 +52,11 @@ class Kind:
         read = owner in OWNERS[self.name] or owner.startswith("stage:")
         return (read and (self.trains or owner != "engine" or key == "seed")) or key in BESIDES.get(self.name, ())
 
+    def with_implied(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the keys with the folder that names of data sets are looked up in, also when it is not written."""
+        named = any(values.get(key) for key in ("dataset", "eval_dataset"))
+        return {"dataset_dir": schema.keys()["dataset_dir"]["default"], **values} if named else values
+
     def numbers(self, folder: Path) -> dict[str, float]:
         """Return the numbers the summary shows, from the result files in `folder`."""
         found: dict[str, float] = {}

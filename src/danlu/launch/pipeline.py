@@ -86,8 +86,8 @@ class PipelineRun:
         if missing and not self.choice.dry_run:
             raise UserError(f"step {missing[0]} is not done, and {step.name} needs it",
                             where=f"pipeline {self.pipeline.name}", fix="run the pipeline without --only and --from")
-        return fingerprint(step.kind.name, step.values, {name: self._runs[name] for name in step.upstream},
-                           self.journal.output_dir)
+        return fingerprint(step.kind.name, step.kind.with_implied(step.values),
+                           {name: self._runs[name] for name in step.upstream}, self.journal.output_dir)
 
     def _dry(self, step: Planned, label: str) -> int:
         mark = self.journal.read(step.name)
@@ -114,13 +114,13 @@ class PipelineRun:
         self.journal.write(step.name, begun)
         finished = self._execute(step)
         costs = replace(begun, seconds=finished.seconds, cpu_seconds=finished.cpu_seconds, peak_mib=finished.peak_mib)
-        if finished.stopped_by or finished.code:
+        if finished.code:
             return self._stop(step, finished, costs)
         done = replace(costs, is_done=True, numbers=step.kind.numbers(step.folder))
         self.journal.write(step.name, done)
         self._runs[step.name] = done.run
         self.outcomes.append(_outcome(step, "done", done))
-        return 0
+        return 128 + finished.stopped_by if finished.stopped_by else 0
 
     def _execute(self, step: Planned) -> Finished:
         """Run a step: a comparison here, everything else in a process of its own, so that its memory is freed."""
@@ -133,7 +133,7 @@ class PipelineRun:
         file = self.journal.write_file(step.name, step.verb_values)
         command = command_line(step.kind, step.values, file)
         try:
-            return run_child(command)
+            return run_child(command, self.pipeline.environment)
         except OSError as error:
             raise UserError(f"{command[0]} cannot be started: {error.strerror}", where=f"step {step.name}",
                             fix="check the program's name") from error

@@ -11,7 +11,7 @@ from danlu.core.config_file import Entry, read_entries
 from danlu.core.errors import ConfigError, did_you_mean
 from danlu.launch.kinds import KINDS
 
-TOP_KEYS = ("name", "output_dir", "defaults", "steps")
+TOP_KEYS = ("name", "output_dir", "environment", "defaults", "steps")
 STEP_KEYS = ("name", "run", "needs")
 
 
@@ -28,10 +28,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """A pipeline file as read, overrides applied. `defaults` stand behind every step's own keys."""
+    """A pipeline file as read, overrides applied. `defaults` stand behind every step's own keys.
+
+    `environment` holds variables for every step, behind those that are set already.
+    """
 
     name: str
     output_dir: str
+    environment: dict[str, str]
     defaults: dict[str, Entry]
     steps: tuple[Step, ...]
     path: Path
@@ -54,7 +58,9 @@ def read_pipeline(path: Path, overrides: Sequence[str]) -> Pipeline:
     name = _text(top["name"])
     output_dir = _text(top["output_dir"]) if "output_dir" in top else f"runs/{name}"
     defaults = _entries(path, _node(path, "defaults")) if "defaults" in top else {}
-    pipeline = Pipeline(name, output_dir, defaults, _read_steps(path), path)
+    variables = _entries(path, _node(path, "environment")) if "environment" in top else {}
+    environment = {key: _text(entry) for key, entry in variables.items()}
+    pipeline = Pipeline(name, output_dir, environment, defaults, _read_steps(path), path)
     return _overridden(pipeline, parse_arguments(overrides))
 
 
