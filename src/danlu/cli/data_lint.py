@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from danlu.cli.data_words import Words, read_words
-from danlu.core.console import notice, say
+from danlu.cli.data_sets import Words, read_words
+from danlu.core.console import say
 from danlu.core.errors import ConfigError, did_you_mean
 from danlu.data.lint.check import Lint
 from danlu.data.lint.finding import CODES, Finding, Report
@@ -33,7 +33,7 @@ USAGE = """usage: danlu data lint NAME|PATH ... [key=value ...]
 
 Exit code 0: no errors (warnings are allowed). 1: errors. 2: the command itself cannot be carried out."""
 OPTIONS = {"fix": "OUT.jsonl", "eval": "NAME|PATH", "format": "FORMAT", "limit": "N", "only": "CODES"}
-SWITCHES = {"json": "", "strict": "", "codes": ""}
+SWITCHES = ("json", "strict", "codes")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,8 +47,6 @@ def main(argv: Sequence[str]) -> int:
         return 0
     limit, only = words.number("limit", 20, 1), _only(words)
     config = words.config()
-    for line in config.notices:
-        notice(line)
     sources, evals = _sources(config, words)
     out = Path(words.options["fix"]) if "fix" in words.options else None
     if out is not None:

@@ -109,27 +109,27 @@ class Lint:
             self._add_repeat(code, repeat, f"{what} {self.table.named(repeat.twin)}"
                              + (f"; {repeat.number} answers in all" if repeat.number > 2 else ""))
         for pair in self._sketches.pairs(self.table.hashes(), self._text_of):
-            self._add_repeat("near-duplicate", Repeat(pair.index, pair.twin, 2),
-                             f"{pair.similarity:.2f} alike with {self.table.named(pair.twin)}")
+            self._add_repeat("near-duplicate", Repeat(pair.later, pair.earlier, 2),
+                             f"{pair.similarity:.2f} alike with {self.table.named(pair.earlier)}")
         if self._sketches.is_cut:
             self.report.notes.append(f"near-duplicates: at most {MOST_CANDIDATES:,} candidates were compared; "
                                      "danlu data dedup compares all")
 
     def _disagreement(self, repeat: Repeat) -> tuple[str, str]:
-        if self._readers[self.table.owner(repeat.index)].record_type is Preference:
+        if self._readers[self.table.owner(repeat.row)].record_type is Preference:
             return "reversed-pair", "prefers the other answer than"
         return "contradiction", "answers otherwise than"
 
     def _add_repeat(self, code: str, repeat: Repeat, reason: str) -> None:
         if self.repairs and code in ("duplicate", "leak"):
-            self.dropped.setdefault(repeat.index, (code, repeat.twin))
+            self.dropped.setdefault(repeat.row, (code, repeat.twin))
         if not self.report.is_listed(code):
             self.report.count(code)
             return
-        file, row = self.table.locate(repeat.index)
+        file, row = self.table.locate(repeat.row)
         line, column = place_of(file.path, row, "")
         self.report.add(Finding(code, str(file.path), row.number, reason, "",
-                                short(_last_words(self._record(repeat.index))), line, column))
+                                short(_last_words(self._record(repeat.row))), line, column))
 
     def _record(self, index: int) -> Record:
         file, row = self.table.locate(index)

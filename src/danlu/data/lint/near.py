@@ -1,7 +1,7 @@
 """Rows almost the same: MinHash over character 5-grams, eight bands of four (Broder 1997; Leskovec et al., ch. 3).
 
-Two rows of Jaccard similarity s share a band with probability 1 - (1 - s^4)^8: 0.98 at 0.8, 0.06 at 0.3. Every candidate
-is read again and measured exactly, so nothing is reported by chance. Memory: 32 bytes a row, at most 64 MB.
+Two rows of Jaccard similarity s share a band with probability 1 - (1 - s^4)^8: 0.98 at 0.8, 0.06 at 0.3. Every
+candidate is read again and measured exactly, so nothing is reported by chance. Memory: 40 bytes a row, at most 80 MB.
 """
 
 from array import array
@@ -28,8 +28,8 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 class Pair(NamedTuple):
     """A later row, an earlier one, and their similarity."""
 
-    index: int
-    twin: int
+    later: int
+    earlier: int
     similarity: float
 
 

@@ -1,4 +1,4 @@
-"""Where in a file a JSON pointer of a row stands: line and column. Reads one row again, never the whole of a lines file."""
+"""Line and column of a JSON pointer of a row: reads the row's own text again."""
 
 import json
 from functools import lru_cache

@@ -15,8 +15,8 @@ FILE_FAULTS = (
     ("the header", "broken-csv"), ("not a whole", "truncated-file"), ("truncated", "truncated-file"),
     ("ends", "truncated-file"))
 ROW_FAULTS = (
-    ("found", "an empty ", "empty-turn"), ("found", "no turns", "no-turns"), ("expected", "an assistant turn at the end",
-                                                                              "no-final-answer"),
+    ("found", "an empty ", "empty-turn"), ("found", "no turns", "no-turns"),
+    ("expected", "an assistant turn at the end", "no-final-answer"),
     ("found", "the keys ", "missing-key"), ("expected", "one of ", "unknown-role"))
 TURNS = ("a user turn", "a tool turn", "an assistant turn", "a system turn")
 
@@ -125,7 +125,7 @@ class RowReader:
     def _problem(self, value: Any, problem: RowProblem) -> Fault:
         other = None if self.source.formatting else detect(value)
         if other not in (None, "text", self.format_name):
-            return Fault("mixed-formats", f"the row is of the format {other}, the rows before it are {self.format_name}")
+            return Fault("mixed-formats", f"the row is {other}, the rows before it are {self.format_name}")
         reason = f"found {problem.found}, expected {problem.expected}"
         return Fault(code_of(problem), reason, problem.pointer)
 
@@ -160,7 +160,7 @@ def fault_of(error: DataError, path: str) -> Fault:
     if "cells where the header" in error.what:
         code = "ragged-csv"
     numbers = [int(part) for part in error.where.removeprefix(path).split(":") if part.isdigit()]
-    line, column = (numbers + [None, None])[:2] if numbers else (None, None)  # type: ignore[list-item]
+    line, column = numbers[0] if numbers else None, numbers[1] if len(numbers) > 1 else None
     return Fault(code, error.what, line=line, column=column, cure=error.fix)
 
 

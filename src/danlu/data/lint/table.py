@@ -1,4 +1,4 @@
-"""What lint remembers of every row: 52 bytes of hashes and places, never the row itself; and what repeats among them."""
+"""What lint remembers of every row, 52 bytes of hashes and places, and what repeats among them."""
 
 from array import array
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ Indices = NDArray[np.int64]
 class Repeat(NamedTuple):
     """A row that repeats another: index of both, and how many rows of the kind there are."""
 
-    index: int
+    row: int
     twin: int
     number: int
 
