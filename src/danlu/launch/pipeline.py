@@ -150,8 +150,8 @@ class PipelineRun:
         return code
 
     def _finish(self) -> None:
-        reached = {one.step for one in self.outcomes}
-        self.outcomes += [Outcome(step.name, "not run") for step in self.steps if step.name not in reached]
+        reached = {one.step: one for one in self.outcomes}
+        self.outcomes = [reached.get(step.name, Outcome(step.name, "not run")) for step in self.steps]
         self.journal.output_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.journal.output_dir / SUMMARY, as_json(self.pipeline.name, self.outcomes))
         print(f"\n{table(self.outcomes)}\n{os.path.join(self.pipeline.output_dir, SUMMARY)}", flush=True)
