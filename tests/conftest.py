@@ -25,6 +25,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-update", action="store_true", help="write the golden files anew")
 
 
+@pytest.fixture(autouse=True)
+def fresh_notices() -> None:
+    """Let each test hear every notice, whatever an earlier test in this process was told."""
+    from danlu.core.console import forget_notices
+
+    forget_notices()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real public data; skips with a counted reason when it is absent."""

@@ -24,6 +24,11 @@ def notice(text: str) -> None:
         say(f"notice: {text}")
 
 
+def forget_notices() -> None:
+    """Let every notice be said again: a second run in the same process has a reader of its own."""
+    _SAID.clear()
+
+
 def warn(text: str) -> None:
     """Say what is likely to be wrong though the run goes on."""
     say(f"warning: {text}")
