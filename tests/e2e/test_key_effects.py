@@ -140,7 +140,7 @@ def train(values: Values, places: dict[str, str], folder: Path) -> Print:
     """Train in this process and return what can be seen of the run."""
     from danlu.recipe import train as run
 
-    console._SAID.clear()
+    console.forget_notices()
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     try:
@@ -197,7 +197,7 @@ def spoken(text: str, folder: Path) -> list[str]:
 def words_of(verb: str, values: Values, places: dict[str, str], folder: Path,
              capsys: pytest.CaptureFixture[str]) -> Print:
     """Run a verb and return its exit code, what it printed, and the files it left."""
-    console._SAID.clear()
+    console.forget_notices()
     code = main([verb, *filled(values, {**places, "run": str(folder)})])
     said = capsys.readouterr()
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
