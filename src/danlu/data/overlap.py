@@ -1,16 +1,16 @@
-"""Evaluation text inside training data: n-grams that a training row shares with an evaluation row (Brown et al. 2020, C).
+"""Evaluation text inside training data: n-grams that rows of both share (Brown et al. 2020, appendix C).
 
 The evaluation set is indexed in memory, the training set streams past it. A token is a word, in Chinese and Japanese a
-sign; case, width, marks and blanks make no difference. An evaluation row of fewer than `ngram` tokens is looked for
-whole, if it has at least `min_tokens`. N-grams that many evaluation rows have are the frame of the questions, no
-content; they do not count.
+sign; case, width, marks and blanks make no difference. A text of an evaluation row, its question for instance, that has
+fewer than `ngram` tokens is looked for whole, if it has at least `min_tokens`. N-grams that many evaluation rows have
+are the frame of the questions, no content; they do not count.
 """
 
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from danlu.core.config import StrictConfig
 from danlu.core.errors import DataError
 from danlu.core.key_types import CommaList
 from danlu.data.clean.output import WholeFiles, check_output, json_line
-from danlu.data.clean.source import Chunk, chunk_texts, data_files, map_ordered, read_chunks
+from danlu.data.clean.source import Chunk, chunk_texts, data_files, fields_of, map_ordered, read_chunks
 from danlu.data.dedup.shingles import Hashes, Places, Tokens, ngrams, normalise, tokenise
 
 EXCERPT = 120
@@ -37,7 +37,7 @@ class OverlapConfig(StrictConfig):
     ngram: int = Field(13, ge=2, le=100, description="Tokens that must agree in a row.")
     unit: Literal["auto", "char", "word"] = Field(
         "auto", description="A token: a word, in Chinese and Japanese a sign (auto); a character; or a word always.")
-    min_tokens: int = Field(8, ge=1, description="Shorter evaluation rows cannot be judged; they are counted.")
+    min_tokens: int = Field(8, ge=1, description="Shorter texts cannot be judged; rows of such alone are counted.")
     min_share: float = Field(
         0.0, ge=0, le=1, description="A row is contaminated when more than this share of its n-grams is found.")
     max_rows: int = Field(10, ge=1, description="N-grams that more evaluation rows than this have do not count.")
@@ -96,8 +96,8 @@ class OverlapReport:
             f"{len(self.rows)} evaluation rows against {self.num_train} training rows, {config.ngram}-grams",
             f"contaminated: {len(self.contaminated)} of {len(self.rows) - self.too_short} rows ({self.share:.2%})"]
         if self.too_short:
-            shown.append(f"not judged: {self.too_short} rows of fewer than {config.min_tokens} tokens, or with no "
-                         "n-gram of their own")
+            shown.append(f"not judged: {self.too_short} rows with no text of {config.min_tokens} tokens that is "
+                         "their own")
         if self.num_frame:
             shown.append(f"not counted: {self.num_frame} n-grams that more than {config.max_rows} evaluation rows have")
         shown += [f"left out: {number} bad rows of the {which} data" for which, number in self.bad.items()]
@@ -135,23 +135,34 @@ class EvalIndex:
         self._build(parts)
 
     def _add(self, chunk: Chunk, parts: dict[int, list[tuple[Hashes, Places]]]) -> None:
+        """Index each text of a row by itself: the question may stand in the training data without the answer."""
         config = self.config
-        read = chunk_texts(chunk, config.eval_columns, (), skip_bad=config.on_bad_row == "skip")
-        good = [(row, text) for row, text in zip(chunk.rows, read, strict=True) if isinstance(text, str)]
-        self.num_bad += len(read) - len(good)
-        first = len(self.origins)
-        texts = [normalise(text) for _, text in good]
-        self.origins += [(chunk.path, row.number) for row, _ in good]
-        self.texts += [text[:2000] for text in texts]
-        if not texts:
-            return
+        texts, owners = [], []
+        for row in chunk.rows:
+            try:
+                fields = fields_of(row, chunk.path, config.eval_columns)
+            except DataError:
+                if config.on_bad_row == "error":
+                    raise
+                self.num_bad += 1
+                continue
+            own = [normalise(one.text) for one in fields]
+            owners += [len(self.origins)] * len(own)
+            texts += own
+            self.origins.append((chunk.path, row.number))
+            self.texts.append(" ".join(own)[:EXCERPT])
+        if texts:
+            self._add_texts(texts, np.array(owners), parts)
+
+    def _add_texts(self, texts: list[str], owners: Places, parts: dict[int, list[tuple[Hashes, Places]]]) -> None:
+        config = self.config
         tokens = tokenise(texts, config.unit)
         counts = tokens.counts
         for length in {config.ngram, *counts[(counts >= config.min_tokens) & (counts < config.ngram)].tolist()}:
             hashes, begin = ngrams(tokens, length, whole_if_short=False)
-            rows = tokens.text_T[begin]
-            is_meant = counts[rows] >= config.ngram if length == config.ngram else counts[rows] == length
-            parts[length].append((hashes[is_meant], rows[is_meant] + first))
+            place = tokens.text_T[begin]
+            is_meant = counts[place] >= config.ngram if length == config.ngram else counts[place] == length
+            parts[length].append((hashes[is_meant], owners[place[is_meant]]))
 
     def _build(self, parts: dict[int, list[tuple[Hashes, Places]]]) -> None:
         """Number the different grams of all lengths; `rows_of` lists the rows that have each, by `starts`."""
@@ -259,7 +270,7 @@ def _rows(index: EvalIndex, is_found: NDArray[np.bool_], best: dict[int, tuple[i
         share = found[number] / grams if grams else 0.0
         count, origin = best.get(number, (0, ""))
         rows.append(EvalRow(source, row, grams, found[number], round(share, 4), share > config.min_share, origin,
-                            round(count / grams, 4) if grams else 0.0, index.texts[number][:EXCERPT]))
+                            round(count / grams, 4) if grams else 0.0, index.texts[number]))
     return rows
 
 

@@ -59,7 +59,8 @@ class ShingleSets:
         twice = keys[1:][keys[1:] == keys[:-1]]
         common = np.bincount((twice >> np.uint64(32)).astype(np.int64), minlength=len(one))
         union = self.counts[one] + self.counts[other] - common
-        return common / np.maximum(union, 1)
+        similarity: NDArray[np.float64] = common / np.maximum(union, 1)
+        return similarity
 
     def _keyed(self, rows: Places, pairs: NDArray[np.uint64]) -> NDArray[np.uint64]:
         counts = self.counts[rows]

@@ -85,7 +85,7 @@ class MinHasher:
         for index, (a, b) in enumerate(zip(self._a, self._b, strict=True)):
             np.multiply(values, a, out=hashed)
             np.add(hashed, b, out=hashed)
-            np.min(hashed, axis=axis, out=minima[index])
+            np.minimum.reduce(hashed, axis=axis, out=minima[index])
         return minima.T
 
     def band_keys(self, signatures: NDArray[np.uint32]) -> Hashes:

@@ -3,7 +3,7 @@
 import html
 import re
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from danlu.core.key_types import CommaList
 from danlu.data.clean.filter import FILTERS, KEEP, Filter, Verdict, change
@@ -74,6 +74,16 @@ class Boilerplate(Filter):
     edits = True
 
     also: CommaList = Field((), description="Further regular expressions; a line that one matches whole goes.")
+
+    @field_validator("also")
+    @classmethod
+    def _compile(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern} is no regular expression: {error}") from None
+        return patterns
 
     def judge(self, text: str) -> Verdict:
         lines = text.split("\n")
