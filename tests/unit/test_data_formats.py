@@ -49,8 +49,8 @@ def test_the_same_dialogue_in_every_format_is_the_same_record(name):
     assert detect(ROWS[name]) == name
 
 
-def test_every_registered_format_is_covered_here():
-    assert set(FORMATS) == {*ROWS, "text"}
+def test_every_registered_format_is_covered_here_or_with_the_preferences():
+    assert set(FORMATS) == {*ROWS, "text", "preference", "hh", "ranked", "prompt"}
 
 
 @pytest.mark.parametrize(("row", "name"), [
@@ -126,6 +126,50 @@ def test_a_moss_plug_in_round_is_call_result_and_answer():
     assert turns(record) == [("user", "1+1?"), ("assistant", 'Calculate("1+1")'), ("tool", "2"),
                              ("assistant", "2<sup><|1|></sup>")]
     assert record.messages[1].reasoning == "compute"
+
+
+def test_moss_dialogue_in_one_text_is_the_same():
+    in_turns = read("moss", ROWS["moss"])
+    text = "<|Human|>: q0<eoh>\n<|MOSS|>: a0<eom>\n<|Human|>: q\ni<eoh>\n<|Inner Thoughts|>: None<eot>\n<|MOSS|>: a<eom>"
+    assert read("moss", {"meta_instruction": "s", "chat": text}) == in_turns
+    brackets = "[Human]: q0<eoh> [MOSS]: a0<eoa> [Human]: q\ni<eoh> [MOSS]: a<eoa>"
+    row = {"meta_instruction": "s", "plain_text": brackets}
+    assert detect(row) == "moss" and read("moss", row) == in_turns
+    with pytest.raises(RowProblem, match="two turns of MOSS in a row"):
+        read("moss", {"chat": "<|Human|>: q<eoh><|MOSS|>: a<eom><|MOSS|>: b<eom>"})
+
+
+def test_lists_of_questions_and_answers_are_rounds():
+    row = {"input": ["q0", "q1"], "output": ["a0", "a1"]}
+    assert detect(row) == "prompt_completion"
+    assert turns(read("prompt_completion", row)) == [
+        ("user", "q0"), ("assistant", "a0"), ("user", "q1"), ("assistant", "a1")]
+    with pytest.raises(RowProblem, match="/output: found 1 answers, expected 2, one for each of /input"):
+        read("prompt_completion", {"input": ["q0", "q1"], "output": ["a0"]})
+
+
+def test_turns_in_the_cell_of_a_table_are_read():
+    cell = '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0.5}]'
+    record = read("openai", {"messages": cell})
+    assert detect({"messages": cell}) == "openai" and turns(record) == [("user", "q"), ("assistant", "a")]
+    assert record.messages[1].weight == 0.5
+    with pytest.raises(RowProblem, match="/messages: found .* expected a list of turns"):
+        read("openai", {"messages": cell[:-1]})
+
+
+def test_weights_of_sharegpt_turns_are_kept():
+    row = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": 0}]
+    assert [message.weight for message in read("sharegpt", row).messages] == [None, 0.0]
+
+
+def test_columns_that_are_declared_elsewhere_are_absent_in_every_format():
+    """The rule holds for columns a format would find by itself: `system` is not listed, so it is not read."""
+    layout = Layout(columns={"messages": "conversation"})
+    row = {"system": "s", "conversation": [{"human": "q", "assistant": "a"}]}
+    assert turns(read("firefly", row, layout)) == [("user", "q"), ("assistant", "a")]
+    layout = Layout(columns={"prompt": "q", "response": "a"})
+    assert turns(read("prompt_completion", {"q": "1", "a": "2", "system": "s"}, layout)) == [
+        ("user", "1"), ("assistant", "2")]
 
 
 def talk(*roles):

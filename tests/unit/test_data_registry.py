@@ -1,7 +1,10 @@
 """dataset_info.json and direct paths: every key means what it says, and what is missing is named with a way out."""
 
+import hashlib
 import json
+import sys
 
+import datasets
 import pytest
 
 from danlu.core.errors import CapabilityError, ConfigError, DataError
@@ -74,7 +77,11 @@ def test_samples_are_counted_and_seeded(folder):
     ({"file_name": "rows.json", "formatting": "alpacca"}, ConfigError, 'unknown formatting "alpacca"'),
     ({"file_name": "rows.json", "ranking": True}, ConfigError, "declared as preference data"),
     ({"script_url": "x"}, CapabilityError, "script_url: loading scripts"),
-    ({"ms_hub_url": "a/b"}, CapabilityError, "ms_hub_url a/b"),
+    ({"om_hub_url": "a/b"}, CapabilityError, "om_hub_url a/b"),
+    ({"file_name": "rows.json", "ranking": "yes"}, DataError, "ranking is 'yes'"),
+    ({"file_name": "rows.json", "num_samples": "9"}, DataError, "num_samples is '9'"),
+    ({"file_name": ["rows.json"]}, DataError, "file_name is"),
+    ({"file_name": "rows.json", "columns": {"kto_tag": "good"}}, ConfigError, "declared as answers with verdicts"),
     ({"cloud_file_name": "s3://x"}, CapabilityError, "cloud_file_name"),
     ({"file_name": "rows.json", "columns": {"images": "x"}}, CapabilityError, "columns of pictures"),
     ({}, DataError, "names no data"), ([], DataError, "expected an object")])
@@ -83,6 +90,46 @@ def test_a_wrong_entry_is_named(folder, entry, error, message):
     with pytest.raises(error, match=message) as caught:
         load_records(config(dataset="mine"), Conversation)
     assert "mine" in str(caught.value)
+
+
+def test_modelscope_ids_need_its_package(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    both = {"hf_hub_url": str(folder / "more"), "ms_hub_url": "a/b"}
+    config = declare(folder, only={"ms_hub_url": "a/b"}, both=both)
+    with pytest.raises(CapabilityError, match=r"a/b is a data set of ModelScope.*\n  fix: pip install"):
+        load_records(config(dataset="only"), Text)
+    assert len(load_records(config(dataset="both"), Text)) == 2
+    monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
+    with pytest.raises(CapabilityError, match="ModelScope"):
+        load_records(config(dataset="both"), Text)
+
+
+def test_a_registry_on_the_hub_is_asked_for_and_its_absence_said(folder):
+    with pytest.raises(DataError, match="someone/sets: the hub gives no file dataset_info.json"):
+        load_records(DataConfig(dataset="mine", dataset_dir="REMOTE:someone/sets"), Text)
+
+
+def test_a_file_that_is_not_the_one_meant_is_warned_of(folder, capsys):
+    right = hashlib.sha1((folder / "rows.json").read_bytes()).hexdigest()
+    config = declare(folder, right={"file_name": "rows.json", "file_sha1": right},
+                     wrong={"file_name": "rows.json", "file_sha1": "0" * 40})
+    assert len(load_records(config(dataset="right"), Conversation)) == 5
+    assert "file_sha1" not in capsys.readouterr().err
+    assert len(load_records(config(dataset="wrong"), Conversation)) == 5
+    assert "rows.json is not the file that file_sha1" in capsys.readouterr().err
+
+
+def test_a_folder_with_its_registry_or_saved_by_datasets_is_read(folder, tmp_path_factory):
+    declare(folder / "more", mine={"file_name": "a.jsonl"})
+    assert len(load_records(DataConfig(train_file=str(folder / "more")), Text)) == 2
+    saved = tmp_path_factory.mktemp("saved")
+    datasets.DatasetDict(train=datasets.Dataset.from_list([{"text": "one"}]),
+                         test=datasets.Dataset.from_list([{"text": "two"}, {"text": "three"}])).save_to_disk(saved)
+    assert [record.text for record in load_records(DataConfig(train_file=str(saved)), Text)] == ["one"]
+    config = declare(folder, mine={"file_name": str(saved), "split": "test"})
+    assert [record.text for record in load_records(config(dataset="mine"), Text)] == ["two", "three"]
+    with pytest.raises(DataError, match="no file or folder .*validation"):
+        load_records(config(dataset="mine", split="validation"), Text)
 
 
 def test_unknown_names_suggest_the_closest_and_say_where_was_looked(folder):

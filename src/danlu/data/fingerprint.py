@@ -29,6 +29,12 @@ def of_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def sha1_of(path: Path) -> str:
+    """Return the SHA-1 of a file in hexadecimal, as old registries name it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha1").hexdigest()
+
+
 def of_values(*values: Any) -> str:
     """Return a hash of JSON-like values; anything else counts by its repr."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, default=repr)

@@ -15,15 +15,16 @@ from danlu.core.console import notice, say, warn
 from danlu.core.errors import ConfigError, DataError, did_you_mean
 from danlu.core.records import Conversation, Feedback, Origin, Preference, Prompt, Record, Text
 from danlu.data import fingerprint
+from danlu.data.answers import has_pair
 from danlu.data.config import DataConfig
+from danlu.data.hub import HubRows
 from danlu.data.ledger import Ledger
 from danlu.data.mixing import Places, mix, sample, split
 from danlu.data.registry import Source, find_sources
 from danlu.data.row_file import PlacedRow, RowFile, open_rows
-from danlu.data.row_format import FORMATS, Layout, RowFormat, RowProblem, detect, kind_of
+from danlu.data.row_format import FORMATS, NOUNS, VERDICTS, Layout, RowFormat, RowProblem, detect, kind_of
+from danlu.data.row_values import keys_of
 
-KINDS: dict[type, str] = {
-    Text: "prose", Conversation: "dialogue", Preference: "preference pairs", Feedback: "verdicts", Prompt: "prompts"}
 DEFAULT_SEED = 42
 
 
@@ -40,7 +41,8 @@ class SourceRows:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the contents of the files and of how they are read."""
-        contents = fingerprint.of_files(file.path for file in self.files if file.path.is_file())
+        contents = fingerprint.of_files(file.path for file in self.files if self.source.hub is None)
+        contents += "".join(file.fingerprint for file in self.files if isinstance(file, HubRows))
         return fingerprint.of_values(
             contents, repr(self.source.hub), self.source.formatting, repr(self.source.layout), self.source.num_samples,
             self.record_type.__name__)
@@ -104,18 +106,27 @@ class SourceRows:
         line = row.line or row.number
         where, prefix = f"{origin.source}:{line}", f"row {row.number}, " if line != row.number else ""
         if self._format is None:
-            name = detect(row.value)
+            name = detect(row.value, self.record_type)
             if name is None:
-                raise DataError(prefix + _unknown_row(row.value), where=where, fix=_how_to_declare())
+                raise DataError(prefix + _unknown_row(row.value, self.record_type), where=where, fix=_how_to_declare())
             self._format = FORMATS[name]()
-            self._announce(name)
+            self._announce(name, row.value)
         try:
             return self._format.read(row.value, self.source.layout, origin, self.record_type)
         except RowProblem as problem:
             raise DataError(
                 f"{prefix}{problem.pointer or '/'}: found {problem.found}, expected {problem.expected}", where=where,
-                fix="mend the row, or set on_bad_row: skip to leave such rows out and list them in data_ledger.jsonl"
-            ) from None
+                fix=self._fix(row.value)) from None
+
+    def _fix(self, row: Any) -> str:
+        """Return what to do about a row that cannot be read; it may be of another kind than the rows before."""
+        skip = "mend the row, or set on_bad_row: skip to leave such rows out and list them in data_ledger.jsonl"
+        if self.record_type in (Conversation, Text) and has_pair(row):
+            return f"rows with a chosen and a rejected answer are for the stages rm and dpo; or {skip}"
+        other = detect(row, self.record_type)
+        if self.source.formatting or other in (None, "text") or isinstance(self._format, FORMATS[str(other)]):
+            return skip
+        return f"this row looks like {other}, unlike the rows before it: give each format a file of its own; or {skip}"
 
     def _warn_of_absent_columns(self) -> None:
         declared = {name for name in (self.source.layout.columns or {}).values() if name}
@@ -123,8 +134,12 @@ class SourceRows:
             hint = did_you_mean(name, self._seen)
             warn(f'data {self.source.name}: dataset_info.json names the column "{name}", which no row has; {hint}')
 
-    def _announce(self, name: str) -> None:
+    def _announce(self, name: str, row: Any) -> None:
         say(f"data {self.source.name}: format {name}, seen from its first row")
+        verdict = next((one for one in VERDICTS if isinstance(row, dict) and isinstance(row.get(one), bool)), None)
+        if verdict and self.record_type is Conversation:
+            warn(f'data {self.source.name}: the column "{verdict}" holds verdicts, which this stage does not read: '
+                 "answers marked false are trained like the others (stage kto uses them)")
         if self.record_type is Text and FORMATS[name].is_dialogue:
             notice(f"{self.source.name} holds dialogue: each row's turns, one below the other, are one document")
 
@@ -225,19 +240,26 @@ def _order(parts: tuple[SourceRows, ...], config: DataConfig, strategy: str, pro
 
 
 def _check_ranking(source: Source, record_type: type[Record]) -> None:
-    if source.ranking and record_type is not Preference:
-        raise ConfigError(f'data set "{source.name}" is declared as preference data (ranking: true), and this stage '
-                          f"takes {KINDS[record_type]}", where="dataset", fix="use it with stage rm or dpo")
-    if record_type is Preference and source.formatting and not source.ranking:
-        raise ConfigError(f'data set "{source.name}" is not declared as preference data (ranking: true), and this '
-                          f"stage takes {KINDS[record_type]}", where="dataset", fix="add ranking: true to its entry")
+    """Refuse preference data and verdicts, as declared, for a stage that would train on every answer alike."""
+    takes = f"and this stage takes {NOUNS[record_type]}"
+    if source.ranking and record_type not in (Preference, Prompt):
+        raise ConfigError(f'data set "{source.name}" is declared as preference data (ranking: true), {takes}',
+                          where="dataset", fix="use it with stage rm or dpo")
+    columns = source.layout.columns or {}
+    if columns.get("kto_tag") and record_type not in (Feedback, Prompt):
+        raise ConfigError(f'data set "{source.name}" is declared as answers with verdicts (kto_tag), {takes}',
+                          where="dataset", fix="use it with stage kto, or leave kto_tag out of its columns")
+    if record_type is Preference and source.formatting and not source.ranking and (
+            Conversation in FORMATS[source.formatting].kinds):
+        raise ConfigError(f'data set "{source.name}" is not declared as preference data (ranking: true), {takes}',
+                          where="dataset", fix="add ranking: true to its entry")
 
 
 def _open(source: Source) -> tuple[RowFile, ...]:
     if source.hub:
-        from danlu.data.hub import HubRows
-
         return (HubRows(source.hub),)
+    if source.sha1 and len(source.files) == 1 and fingerprint.sha1_of(source.files[0]) != source.sha1:
+        warn(f"data {source.name}: {source.files[0]} is not the file that file_sha1 of its entry was written for")
     return tuple(open_rows(path) for path in source.files)
 
 
@@ -253,10 +275,13 @@ def _no_rows(where: str, ledger: Ledger) -> DataError:
                      fix="on_bad_row: error stops at the first of them and says what is wrong")
 
 
-def _unknown_row(row: Any) -> str:
-    if isinstance(row, dict) and {"chosen", "rejected"} <= set(row):
+def _unknown_row(row: Any, record_type: type[Record]) -> str:
+    if has_pair(row) and record_type is not Preference:
         return "the row holds a preference pair (chosen, rejected), which stages rm and dpo take"
-    shown = f"the keys {', '.join(map(str, row))}" if isinstance(row, dict) else kind_of(row)
+    shown = keys_of(row) if isinstance(row, dict) else kind_of(row)
+    other = detect(row)
+    if other is not None and record_type not in FORMATS[other].kinds or record_type is Preference:
+        return f"no {NOUNS[record_type]} in a row that has {shown}"
     return f"no known data format has {shown}"
 
 

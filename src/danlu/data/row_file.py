@@ -31,17 +31,41 @@ class RowFile(Protocol):
     def scan(self) -> Iterator[PlacedRow]:
         """Yield every row in order. Errors that end the file are raised, errors of one row are given with it."""
 
+    def scan_from(self, place: int, number: int) -> Iterator[PlacedRow]:
+        """Yield the row at `place`, whose number this is, and every row behind it, without reading what is before."""
+
     def read(self, place: int) -> Any:
         """Return the value of the row at `place`, as `scan` gave it."""
 
 
 ROW_FILES: Registry[type[Any]] = Registry("file type", "danlu.data.readers")
+PACKED = {".gz": "gzip", ".zst": "zstd"}
+LONGEST_ROW = 1 << 26  # bytes; more than this without an end is not a row but a file of another kind
 
 
 def open_rows(path: Path) -> RowFile:
-    """Return the reader for the file's suffix."""
-    opened: RowFile = ROW_FILES[path.suffix.lower().lstrip(".")](path)
+    """Return the reader for the file's type."""
+    opened: RowFile = ROW_FILES[file_type(path)](path)
     return opened
+
+
+def file_type(path: Path) -> str:
+    """Return the suffix that says what the rows look like: `jsonl` for `a.jsonl` and `a.jsonl.gz`."""
+    name = Path(path.stem) if packing_of(path) else path
+    return name.suffix.lower().lstrip(".")
+
+
+def packing_of(path: Path) -> str:
+    """Return `gz` or `zst` for a packed file, "" otherwise."""
+    suffix = path.suffix.lower()
+    return suffix.lstrip(".") if suffix in PACKED else ""
+
+
+def too_long(path: Path, line: int, unit: str) -> DataError:
+    """Return the error for a row that does not end within LONGEST_ROW."""
+    return DataError(
+        f"the {unit} is longer than {LONGEST_ROW >> 20} MiB, which is no row", where=f"{path}:{line}",
+        fix="give every row a line of its own (a list in one line is read when the file is named .json)")
 
 
 def decode(raw: bytes, path: Path, line: int | None, offset: int) -> str:

@@ -1,59 +1,68 @@
-"""What a data format is: one row of a file becomes one record. Knows nothing of files, tokens or templates.
+"""What a data format is: one row of a file becomes one record. Knows nothing of files or tokens.
 
-A format is one file in `danlu.data.formats`. It overrides the readers of the record kinds it can give; a further kind
-of record is one more method here and in the formats that have it.
+A format is one file in `danlu.data.formats`. A format of dialogue says what was said (`dialogue`), what was asked
+(`asked`) and, of preference data, what was answered (`answers`); the records are built here from these three.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from danlu.core.errors import DataError
 from danlu.core.records import Conversation, Feedback, Origin, Preference, Prompt, Record, Text
 from danlu.core.registry import Registry
+from danlu.data.answers import check_answers, given_answers
+from danlu.data.layout import Layout
+from danlu.data.row_values import (
+    Row,
+    RowProblem,
+    first_present,
+    flag_at,
+    kind_of,
+    mapping_at,
+    optional_text_at,
+    text_at,
+)
+from danlu.data.turns import Dialogue, Turn, build_conversation, check_question, without_answer
 
-Row = Any  # what one line or element of a file holds: mostly a mapping, sometimes a list or a string
+__all__ = [
+    "DETECTION_ORDER", "FORMATS", "NOUNS", "VERDICTS", "Layout", "Row", "RowFormat", "RowProblem", "detect", "first_present", "kind_of",
+    "mapping_at", "optional_text_at", "text_at"]
 
-
-class RowProblem(Exception):
-    """A row that its format cannot read: JSON pointer of the value, what was found, what was expected."""
-
-    def __init__(self, pointer: str, found: str, expected: str) -> None:
-        self.pointer, self.found, self.expected = pointer, found, expected
-        super().__init__(f"{pointer or '/'}: found {found}, expected {expected}")
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Which column holds what. None means undeclared: the format looks for its usual names.
-
-    A declared mapping is complete: a column or tag that it does not list is absent.
-    """
-
-    columns: Mapping[str, str | None] | None = None
-    tags: Mapping[str, str | None] | None = None
-    text_column: str | None = None
-
-
-    def column(self, role: str, *usual: str) -> tuple[str, ...]:
-        """Return the names to look for `role` under, the best first."""
-        if self.columns is None:
-            return usual
-        name = self.columns.get(role)
-        return (name,) if name else ()
+VERDICTS = ("kto_tag", "label")
+RESPONSE = "response"  # where a prompt record keeps the answer that its dialogue had
+NOUNS: dict[type[Any], str] = {
+    Text: "prose", Conversation: "dialogue", Preference: "preference pairs", Feedback: "verdicts", Prompt: "prompts"}
 
 
 class RowFormat:
     """Base of every format."""
 
     is_dialogue: ClassVar[bool] = True
+    kinds: ClassVar[tuple[type[Any], ...]] = (Text, Conversation, Feedback, Prompt)
 
-    def matches(self, row: Row) -> bool:
-        """Say whether a row, seen without any declaration, is of this format."""
+    def matches(self, row: Row, kind: type[Any] | None = None) -> bool:
+        """Say whether a row, seen without any declaration, is of this format; `kind` is the record it is wanted for."""
         raise NotImplementedError(f"{type(self).__name__}.matches")
 
+    def dialogue(self, row: Row, layout: Layout) -> Dialogue:
+        """Return all turns of the row."""
+        raise NotImplementedError(f"{type(self).__name__}.dialogue")
+
+    def asked(self, row: Row, layout: Layout) -> Dialogue:
+        """Return the turns up to the last question or tool result."""
+        return without_answer(self.dialogue(row, layout))
+
+    def answers(self, row: Row, layout: Layout, asked: Dialogue) -> tuple[Dialogue, tuple[Turn, ...]]:
+        """Return the prompt and its answers, the best first."""
+        return given_answers(mapping_at(row), layout, asked)
+
     def read(self, row: Row, layout: Layout, origin: Origin, record_type: type[Record]) -> Record:
-        """Return the record of kind `record_type` of the row; dialogue may come as Text (see `conversation`)."""
+        """Return the record of kind `record_type` of the row; dialogue may come as Text (see `conversation`).
+
+        Errors: RowProblem for a row that its format cannot read, DataError for a kind the format does not have.
+        """
+        if record_type not in self.kinds:
+            raise DataError(f"rows of the format {type(self).__name__} give no {NOUNS[record_type]}", where=str(origin))
         readers = {
             Text: self.text, Conversation: self.conversation, Preference: self.preference,
             Feedback: self.feedback, Prompt: self.prompt,
@@ -63,7 +72,8 @@ class RowFormat:
 
     def conversation(self, row: Row, layout: Layout, origin: Origin) -> Conversation | Text:
         """Return the dialogue, or the prose when the row has nothing else (then all of it is trained)."""
-        raise self._absent("dialogue", origin)
+        said = self.dialogue(row, layout)
+        return build_conversation(said.turns, origin, said.tools, said.pointer)
 
     def text(self, row: Row, layout: Layout, origin: Origin) -> Text:
         """Return the row as prose: the turns of its dialogue, one below the other."""
@@ -73,64 +83,43 @@ class RowFormat:
         return Text("\n".join(message.content for message in record.messages if message.content), origin)
 
     def preference(self, row: Row, layout: Layout, origin: Origin) -> Preference:
-        """Return one prompt with its answers, best first."""
-        raise self._absent("preference pairs", origin)
+        """Return one prompt with its answers, best first; no two answers are alike."""
+        asked, answers = self.answers(row, layout, self.asked_before(row, layout))
+        prompt = check_question(asked)
+        return Preference(prompt, check_answers(answers), origin, asked.tools)
+
+    def asked_before(self, row: Row, layout: Layout) -> Dialogue:
+        """Return the turns before the answers of preference data; a dialogue of such data ends on the question."""
+        return self.dialogue(row, layout)
 
     def feedback(self, row: Row, layout: Layout, origin: Origin) -> Feedback:
         """Return a dialogue with its verdict."""
-        raise self._absent("verdicts", origin)
+        verdict = flag_at(mapping_at(row), layout.column("kto_tag", *VERDICTS))
+        said = self.dialogue(row, layout)
+        record = build_conversation(said.turns, origin, said.tools, said.pointer)
+        return Feedback(record.messages, verdict, origin)
 
     def prompt(self, row: Row, layout: Layout, origin: Origin) -> Prompt:
-        """Return the messages to be answered."""
-        raise self._absent("prompts", origin)
+        """Return the messages to be answered; `extra` holds the columns they were not read from.
 
-    def _absent(self, kind: str, origin: Origin) -> DataError:
-        return DataError(f"rows of the format {type(self).__name__} give no {kind}", where=str(origin))
+        A dialogue that ends on an answer leaves it in `extra` as `response`.
+        """
+        asked = self.asked(row, layout)
+        extra = {name: value for name, value in row.items() if name not in asked.columns} if isinstance(
+            row, Mapping) else {}
+        if asked.answer:
+            extra.setdefault(RESPONSE, asked.answer.content)
+        return Prompt(check_question(asked), origin, extra)
 
 
 FORMATS: Registry[type[RowFormat]] = Registry("data format", "danlu.data.formats")
 
-DETECTION_ORDER = ("moss", "firefly", "sharegpt", "openai", "alpaca", "prompt_completion", "text")
+DETECTION_ORDER = ("moss", "firefly", "sharegpt", "openai", "alpaca", "hh", "preference", "ranked",
+                   "prompt_completion", "prompt", "text")
 
 
-def detect(row: Row) -> str | None:
-    """Return the name of the format whose keys the row shows, None when none fits."""
+def detect(row: Row, kind: type[Any] | None = None) -> str | None:
+    """Return the name of the format whose keys the row shows, None when none fits; `kind`: of those that give it."""
     extra = [name for name in FORMATS if name not in DETECTION_ORDER]
-    return next((name for name in (*DETECTION_ORDER, *extra) if FORMATS[name]().matches(row)), None)
-
-
-def kind_of(value: Any) -> str:
-    """Return `value` in words for an error message: `42 (number)`, `null`, `"abc" (string)`."""
-    names = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "object"}
-    if value is None:
-        return "null"
-    shown = repr(value) if not isinstance(value, str) else f'"{value}"'
-    return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({names.get(type(value), type(value).__name__)})"
-
-
-def first_present(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    """Return the first of `names` that the row has, None when it has none."""
-    return next((name for name in names if name in row), None)
-
-
-def text_at(row: Mapping[str, Any], names: tuple[str, ...], pointer: str = "") -> str:
-    """Return the string that a row must have under one of `names`."""
-    name = first_present(row, names)
-    if name is None:
-        raise RowProblem(pointer, f"the keys {', '.join(map(str, row)) or '(none)'}", f"a key {' or '.join(names)}")
-    if not isinstance(row[name], str):
-        raise RowProblem(f"{pointer}/{name}", kind_of(row[name]), "a string")
-    return str(row[name])
-
-
-def optional_text_at(row: Mapping[str, Any], names: tuple[str, ...], pointer: str = "") -> str:
-    """Return the string a row may have under one of `names`; "" when absent or null."""
-    name = first_present(row, names)
-    return "" if name is None or row[name] is None else text_at(row, (name,), pointer)
-
-
-def mapping_at(row: Row, pointer: str = "") -> Mapping[str, Any]:
-    """Return the row as a mapping."""
-    if not isinstance(row, Mapping):
-        raise RowProblem(pointer, kind_of(row), "an object")
-    return row
+    fitting = (name for name in (*DETECTION_ORDER, *extra) if kind is None or kind in FORMATS[name].kinds)
+    return next((name for name in fitting if FORMATS[name]().matches(row, kind)), None)

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from danlu.core.records import Conversation, Message, Origin
-from danlu.data.row_format import RowProblem, kind_of
+from danlu.data.row_values import RowProblem, kind_of
 
 FOLLOWERS = {
     "start": ("user",),
@@ -24,23 +24,56 @@ class Turn:
     pointer: str
 
 
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """The turns of a row, the tools it offers, the columns they were read from.
+
+    `pointer` is the list of turns, `answer` a final answer that was taken off.
+    """
+
+    turns: tuple[Turn, ...]
+    pointer: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
+    columns: frozenset[str] = frozenset()
+    answer: Message | None = None
+
+
+def without_answer(said: Dialogue) -> Dialogue:
+    """Return the dialogue without its final answer, if it has one."""
+    if not said.turns or said.turns[-1].message.role != "assistant":
+        return said
+    return replace(said, turns=said.turns[:-1], answer=said.turns[-1].message)
+
+
+def check_question(asked: Dialogue) -> tuple[Message, ...]:
+    """Return the messages of a prompt: like a dialogue, but it ends on a user turn or a tool's result."""
+    turns = _without_empty_system(asked.turns)
+    check_alternation(turns, asked.pointer, ends=("user", "tool"))
+    return tuple(turn.message for turn in turns)
+
+
 def build_conversation(turns: Sequence[Turn], origin: Origin, tools: tuple[dict[str, Any], ...] = (),
                        pointer: str = "") -> Conversation:
     """Return the dialogue after checking it; an empty system turn is left out.
 
     Errors: RowProblem at the first turn that breaks `[system] user assistant (user|tool assistant)*`.
     """
-    if turns and turns[0].message.role == "system" and not turns[0].message.content.strip():
-        turns = turns[1:]
+    turns = _without_empty_system(turns)
     check_alternation(turns, pointer)
     return Conversation(tuple(turn.message for turn in turns), origin, tools)
 
 
-def check_alternation(turns: Sequence[Turn], pointer: str = "") -> None:
-    """Raise RowProblem at the first turn out of place, or without words."""
+def _without_empty_system(turns: Sequence[Turn]) -> Sequence[Turn]:
+    is_empty = bool(turns) and turns[0].message.role == "system" and not turns[0].message.content.strip()
+    return turns[1:] if is_empty else turns
+
+
+def check_alternation(turns: Sequence[Turn], pointer: str = "", ends: tuple[str, ...] = ("assistant",)) -> None:
+    """Raise RowProblem at the first turn out of place, or without words, or when the last is none of `ends`."""
     body = turns[1:] if turns and turns[0].message.role == "system" else turns
     if not body:
-        raise RowProblem(pointer, "no turns", "at least one user and one assistant turn")
+        wanted = "at least one user and one assistant turn" if "assistant" in ends else "at least one user turn"
+        raise RowProblem(pointer, "no turns", wanted)
     previous = "start"
     for turn in body:
         role = turn.message.role
@@ -50,8 +83,9 @@ def check_alternation(turns: Sequence[Turn], pointer: str = "") -> None:
         if role != "tool" and not turn.message.content.strip() and not turn.message.tool_calls:
             raise RowProblem(turn.pointer, f"an empty {role} turn", "some text")
         previous = role
-    if previous != "assistant":
-        raise RowProblem(body[-1].pointer, f"a dialogue that ends on {_turn(previous)}", "an assistant turn at the end")
+    if previous not in ends:
+        wanted = " or ".join(_turn(role) for role in ends)
+        raise RowProblem(body[-1].pointer, f"a dialogue that ends on {_turn(previous)}", f"{wanted} at the end")
 
 
 def _turn(role: str) -> str:
@@ -66,7 +100,7 @@ def system_turn(text: str, pointer: str) -> list[Turn]:
 def parse_tools(value: Any, pointer: str) -> tuple[dict[str, Any], ...]:
     """Return the tool definitions of a row, given as a list or as JSON text."""
     if isinstance(value, str):
-        value = _parse_json(value, pointer, "a JSON list of tool definitions") if value.strip() else None
+        value = parse_json(value, pointer, "a JSON list of tool definitions") if value.strip() else None
     if not value:
         return ()
     tools = value if isinstance(value, list) else [value]
@@ -82,7 +116,7 @@ def parse_tool_calls(value: Any, pointer: str) -> tuple[dict[str, Any], ...]:
     This is how chat templates read them. Accepts JSON text, one call or a list of them, with and without the nesting.
     """
     if isinstance(value, str):
-        value = _parse_json(value, pointer, 'a JSON call {"name": ..., "arguments": ...}')
+        value = parse_json(value, pointer, 'a JSON call {"name": ..., "arguments": ...}')
     if value is None:
         return ()
     calls = value if isinstance(value, list) else [value]
@@ -95,11 +129,12 @@ def _one_call(call: Any, pointer: str) -> dict[str, Any]:
         raise RowProblem(pointer, kind_of(call), 'an object with "name" and "arguments"')
     arguments = inner.get("arguments", {})
     if isinstance(arguments, str):
-        arguments = _parse_json(arguments, f"{pointer}/arguments", "JSON") if arguments.strip() else {}
+        arguments = parse_json(arguments, f"{pointer}/arguments", "JSON") if arguments.strip() else {}
     return {"type": "function", "function": {"name": inner["name"], "arguments": arguments}}
 
 
-def _parse_json(text: str, pointer: str, expected: str) -> Any:
+def parse_json(text: str, pointer: str, expected: str) -> Any:
+    """Return the value of JSON text inside a row."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

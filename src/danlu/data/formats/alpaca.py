@@ -1,9 +1,14 @@
-"""Alpaca rows: instruction, input, output, and optionally history (pairs), system, tools."""
+"""Alpaca rows: instruction, input, output, and optionally history (pairs), system, tools.
+
+Preference data has `chosen` and `rejected`, or a list as its output: the best answer first.
+"""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from danlu.core.records import Conversation, Message, Origin, Text
+from danlu.core.records import Conversation, Feedback, Message, Origin, Preference, Prompt, Text
+from danlu.data.answers import Answers, given_answers, has_pair, ranked_answers
 from danlu.data.row_format import (
     FORMATS,
     Layout,
@@ -16,7 +21,7 @@ from danlu.data.row_format import (
     optional_text_at,
     text_at,
 )
-from danlu.data.turns import Turn, build_conversation, parse_tools, system_turn
+from danlu.data.turns import Dialogue, Turn, parse_tools, system_turn
 
 RESPONSES = ("output", "response")
 QUERIES = ("input", "context")
@@ -26,23 +31,49 @@ QUERIES = ("input", "context")
 class Alpaca(RowFormat):
     """The user turn is the instruction and, a line below, the input."""
 
-    def matches(self, row: Row) -> bool:
-        return isinstance(row, Mapping) and "instruction" in row and first_present(row, RESPONSES) is not None
+    kinds = (Text, Conversation, Preference, Feedback, Prompt)
+
+    def matches(self, row: Row, kind: type[Any] | None = None) -> bool:
+        if not isinstance(row, Mapping) or "instruction" not in row:
+            return False
+        name = first_present(row, RESPONSES)
+        if kind is Preference:
+            return has_pair(row) or (name is not None and isinstance(row[name], list))
+        return name is not None or kind is Prompt or (kind is None and has_pair(row))
 
     def conversation(self, row: Row, layout: Layout, origin: Origin) -> Conversation | Text:
-        row = mapping_at(row)
-        prompts = layout.column("prompt", "instruction")
-        responses = layout.column("response", *RESPONSES)
-        if not responses:
-            return Text(text_at(row, prompts), origin)
-        turns = [*self._context(row, layout), self._question(row, layout, prompts)]
-        name = first_present(row, responses)
+        if layout.column("response", *RESPONSES):
+            return super().conversation(row, layout, origin)
+        return Text(text_at(mapping_at(row), layout.column("prompt", "instruction")), origin)
+
+    def dialogue(self, row: Row, layout: Layout) -> Dialogue:
+        asked, row = self.asked(row, layout), mapping_at(row)
+        names = layout.column("response", *RESPONSES)
+        name = first_present(row, names)
         if name is not None and isinstance(row[name], list):
             found = f"a list of {len(row[name])} answers"
             raise RowProblem(f"/{name}", found, "one string (a list is preference data)")
-        turns.append(Turn(Message("assistant", text_at(row, responses)), f"/{name}"))
-        tools = layout.column("tools", "tools")
-        return build_conversation(turns, origin, parse_tools(row.get(tools[0]) if tools else None, "/tools"))
+        answer = Turn(Message("assistant", text_at(row, names)), f"/{name}")
+        return replace(asked, turns=(*asked.turns, answer))
+
+    def asked(self, row: Row, layout: Layout) -> Dialogue:
+        row = mapping_at(row)
+        tools, prompts = layout.column("tools", "tools"), layout.column("prompt", "instruction")
+        used = (*prompts, *layout.column("query", *QUERIES), *layout.column("history", "history"),
+                *layout.column("system", "system"))
+        return Dialogue(
+            (*self._context(row, layout), self._question(row, layout, prompts)), "",
+            parse_tools(row.get(tools[0]) if tools else None, "/tools"), frozenset(used))
+
+    def asked_before(self, row: Row, layout: Layout) -> Dialogue:
+        return self.asked(row, layout)
+
+    def answers(self, row: Row, layout: Layout, asked: Dialogue) -> Answers:
+        row = mapping_at(row)
+        name = first_present(row, layout.column("response", *RESPONSES))
+        if name is not None and isinstance(row[name], list) and not has_pair(row):
+            return ranked_answers(row, layout, asked, is_ordered=True)
+        return given_answers(row, layout, asked)
 
     def _context(self, row: Mapping[str, Any], layout: Layout) -> list[Turn]:
         systems = layout.column("system", "system")

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from danlu.core.errors import DataError
-from danlu.data.row_file import ROW_FILES, PlacedRow
+from danlu.data.readers.file_bytes import plain_file
+from danlu.data.row_file import ROW_FILES, PlacedRow, file_type
 
 ROWS_AT_A_TIME = 1024
 
@@ -19,9 +20,12 @@ class ColumnarFile:
         self._kept: tuple[int, list[Any]] = (-1, [])
 
     def scan(self) -> Iterator[PlacedRow]:
-        for first, rows in self._groups():
-            for index, row in enumerate(rows, first):
-                yield PlacedRow(index + 1, index, row)
+        return self.scan_from(0, 1)
+
+    def scan_from(self, place: int, number: int) -> Iterator[PlacedRow]:
+        for first, rows in self._groups(place):
+            for index in range(max(first, place), first + len(rows)):
+                yield PlacedRow(index + 1, index, rows[index - first])
 
     def read(self, place: int) -> Any:
         first, rows = self._kept
@@ -29,8 +33,8 @@ class ColumnarFile:
             self._kept = first, rows = self._around(place)
         return rows[place - first]
 
-    def _groups(self) -> Iterator[tuple[int, list[Any]]]:
-        place, total = 0, self._count()
+    def _groups(self, place: int) -> Iterator[tuple[int, list[Any]]]:
+        total = self._count()
         while place < total:
             first, rows = self._around(place)
             yield first, rows
@@ -44,7 +48,7 @@ class ColumnarFile:
         raise NotImplementedError(f"{type(self).__name__}._around")
 
     def _unreadable(self, error: Exception) -> DataError:
-        return DataError(f"not a whole {self.path.suffix.lstrip('.')} file: {error}", where=str(self.path),
+        return DataError(f"not a whole {file_type(self.path)} file: {error}", where=str(self.path),
                          fix="download or write the file again")
 
 
@@ -57,10 +61,11 @@ class ParquetFile(ColumnarFile):
         import pyarrow as pa
         import pyarrow.parquet
 
-        try:
-            return pa.parquet.ParquetFile(self.path)
-        except pa.ArrowException as error:
-            raise self._unreadable(error) from None
+        with plain_file(self.path) as plain:
+            try:
+                return pa.parquet.ParquetFile(plain)
+            except (pa.ArrowException, OSError) as error:
+                raise self._unreadable(error) from None
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -97,15 +102,12 @@ class ArrowFile(ColumnarFile):
         import pyarrow as pa
         import pyarrow.ipc
 
-        source = pa.memory_map(str(self.path))
-        try:
-            return pa.ipc.open_stream(source).read_all()
-        except pa.ArrowException:
-            source.seek(0)
-        try:
-            return pa.ipc.open_file(source).read_all()
-        except pa.ArrowException as error:
-            raise self._unreadable(error) from None
+        with plain_file(self.path) as plain:
+            try:
+                source = pa.memory_map(str(plain))
+                return _first_that_reads(source, pa.ipc.open_stream, pa.ipc.open_file)
+            except (pa.ArrowException, OSError) as error:
+                raise self._unreadable(error) from None
 
     def _count(self) -> int:
         return int(self._table.num_rows)
@@ -113,3 +115,15 @@ class ArrowFile(ColumnarFile):
     def _around(self, place: int) -> tuple[int, list[Any]]:
         first = place // ROWS_AT_A_TIME * ROWS_AT_A_TIME
         return first, self._table.slice(first, ROWS_AT_A_TIME).to_pylist()
+
+
+def _first_that_reads(source: Any, *layouts: Any) -> Any:
+    """Return the table of the first of the layouts (stream, file) that the bytes have."""
+    import pyarrow as pa
+
+    for layout in layouts[:-1]:
+        try:
+            return layout(source).read_all()
+        except pa.ArrowException:
+            source.seek(0)
+    return layouts[-1](source).read_all()

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from danlu.core.errors import DataError
-from danlu.data.row_file import ROW_FILES, PlacedRow, decode, json_error
+from danlu.data.readers.file_bytes import CHUNK, bytes_from, open_bytes
+from danlu.data.row_file import LONGEST_ROW, ROW_FILES, PlacedRow, decode, json_error, too_long
 
 BOM = b"\xef\xbb\xbf"
 
@@ -18,16 +19,22 @@ class LineFile:
         self.path = path
 
     def scan(self) -> Iterator[PlacedRow]:
-        offset = 0
-        with self.path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                place, offset = offset, offset + len(raw)
-                if raw.strip(b" \t\r\n" + BOM):
+        return self.scan_from(0, 1)
+
+    def scan_from(self, place: int, number: int) -> Iterator[PlacedRow]:
+        number, offset = number - 1, place
+        with open_bytes(self.path) as file:
+            file.seek(place)
+            while raw := file.readline(LONGEST_ROW):
+                number, place, offset = number + 1, offset, offset + len(raw)
+                if len(raw) == LONGEST_ROW and not raw.endswith(b"\n"):
+                    yield PlacedRow(number, place, None, too_long(self.path, number, "line"))
+                    offset += _skip_line(file)
+                elif raw.strip(b" \t\r\n" + BOM):
                     yield self._placed(number, place, raw)
 
     def read(self, place: int) -> Any:
-        with self.path.open("rb") as file:
-            file.seek(place)
+        with bytes_from(self.path, place) as file:
             return self.parse(file.readline(), 0, place)
 
     def _placed(self, number: int, place: int, raw: bytes) -> PlacedRow:
@@ -44,6 +51,16 @@ class LineFile:
     def value(self, line: str, number: int) -> Any:
         """Return what the text of a line stands for."""
         raise NotImplementedError(f"{type(self).__name__}.value")
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Pass over the rest of a line; return its length."""
+    length = 0
+    while part := file.readline(CHUNK):
+        length += len(part)
+        if part.endswith(b"\n"):
+            break
+    return length
 
 
 @ROW_FILES.register("jsonl", "ndjson", "jsonlines")
