@@ -24,6 +24,7 @@ CODES: dict[str, Kind] = {
     "not-utf8": Kind("error", "bytes that are no UTF-8", "save the file as UTF-8: iconv -f gb18030 -t utf-8 OLD > NEW"),
     "broken-csv": Kind("error", "text that is no CSV", "quote cells that hold commas, quotes or line breaks"),
     "ragged-csv": Kind("error", "a row with more or fewer cells than the header", "quote cells that hold commas"),
+    "endless-line": Kind("error", "a line too long to be a row", "give every row a line of its own"),
     "unknown-format": Kind("error", "rows of no known format", "name its columns in dataset_info.json"),
     "mixed-formats": Kind("error", "rows of another format than the first", "keep one format in a file"),
     "wrong-type": Kind("error", "a value of the wrong type", "write the value that is expected"),

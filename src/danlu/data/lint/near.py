@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 
 def grams(text: str) -> Words:
-    """Return the distinct hashed 5-grams of the first 4,000 characters; of a shorter text, one."""
+    """Return the hashed 5-grams of the first 4,000 characters, repeated ones too; of a shorter text, one."""
     letters = np.frombuffer(text[:LONGEST_TEXT].encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     if len(letters) < GRAM:
         letters = np.pad(letters, (0, GRAM - len(letters)))
@@ -42,12 +42,12 @@ def grams(text: str) -> Words:
     for step in range(GRAM):
         hashed = (hashed + letters[step:len(letters) - GRAM + 1 + step]) * _BASE
         hashed ^= hashed >> np.uint64(29)
-    return np.unique(hashed)
+    return hashed
 
 
 def similarity(one: str, other: str) -> float:
     """Return the Jaccard similarity of two texts' 5-grams."""
-    first, second = grams(one), grams(other)
+    first, second = np.unique(grams(one)), np.unique(grams(other))
     both = len(np.intersect1d(first, second, assume_unique=True))
     return both / (len(first) + len(second) - both)
 

@@ -1,15 +1,18 @@
-"""Line and column of a JSON pointer of a row: reads the row's own text again."""
+"""Line and column of a JSON pointer of a row: the row's own text is read again."""
 
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from danlu.data.row_file import PlacedRow
+from danlu.core.errors import DataError
+from danlu.data.readers.file_bytes import bytes_from
+from danlu.data.row_file import LONGEST_ROW, PlacedRow, file_type, packing_of
 
-LINES = (".jsonl", ".ndjson", ".jsonlines", ".json")
+LINES = ("jsonl", "ndjson", "jsonlines", "json")
+TYPES_WITH_LINES = (*LINES, "csv", "tsv", "txt")
 BOM = "\ufeff"
 BLANK = " \t\r\n"
+GLANCE = 1 << 14
 _DECODER = json.JSONDecoder()
 
 
@@ -44,49 +47,55 @@ def place_of(path: Path, row: PlacedRow, pointer: str, inside: str = "") -> tupl
 
     (line, None) for rows without columns, such as CSV; (None, None) for files without lines.
     """
-    line = row.line or (row.number if path.suffix.lower() in (*LINES, ".csv", ".tsv", ".txt") else None)
-    if path.suffix.lower() not in LINES or row.value is None:
+    kind = file_type(path)
+    line = row.line or (row.number if kind in TYPES_WITH_LINES else None)
+    if kind not in LINES or row.value is None or line is None:
         return line, None
-    text, start = _source_text(path, row)
-    if not text or not _is_row(text, start, row.value):
-        return line, None
-    at = _find(text, start, _parts(pointer))
-    if at is None:
+    text = _row_text(path, row)
+    at = None if text is None else _find(text, _skip(text, 0), _parts(pointer))
+    if text is None or at is None:
         return line, None
     if inside:
-        written = json.dumps(inside, ensure_ascii=False)[1:-1]
-        at = max(at, text.find(written, at))
-    before = text.rfind("\n", 0, at)
-    return (line or 1) + text.count("\n", start, at), at - before
+        at = max(at, text.find(json.dumps(inside, ensure_ascii=False)[1:-1], at))
+    breaks, before = text.count("\n", 0, at), at - text.rfind("\n", 0, at)
+    if breaks:
+        return line + breaks, before
+    start = _column(path, row)
+    return line, None if start is None else start + at
 
 
-def _source_text(path: Path, row: PlacedRow) -> tuple[str, int]:
-    """Return the text that holds the row, and where in it the row starts."""
-    if row.line is not None:
-        return _whole(path), row.place
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, row.place))
-            raw = file.readline() if row.place >= 0 else b""
-        text = raw.decode("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return "", 0
-    return text, _skip(text, len(BOM) if text.startswith(BOM) else 0)
+def _row_text(path: Path, row: PlacedRow) -> str | None:
+    """Return the text from the row's place on, at least to the row's end; None when it is not that row."""
+    size = GLANCE
+    while size <= 2 * LONGEST_ROW:
+        try:
+            with bytes_from(path, row.place) as file:
+                raw = file.read(size)
+        except (DataError, OSError):
+            return None
+        text = raw.decode("utf-8", "ignore").removeprefix(BOM if row.place == 0 else "")
+        try:
+            return text if _DECODER.raw_decode(text, _skip(text, 0))[0] == row.value else None
+        except (ValueError, RecursionError):
+            if len(raw) < size:
+                return None
+        size *= 4
+    return None
 
 
-@lru_cache(maxsize=1)
-def _whole(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _is_row(text: str, start: int, value: Any) -> bool:
-    try:
-        return bool(_DECODER.raw_decode(text, start)[0] == value)
-    except (ValueError, RecursionError):
-        return False
+def _column(path: Path, row: PlacedRow) -> int | None:
+    """Return the column at which the row's text begins; None when that is not known."""
+    if row.line is None:
+        return 1
+    if packing_of(path):
+        return None
+    back = min(row.place, GLANCE)
+    with bytes_from(path, row.place - back) as file:
+        raw = file.read(back)
+    found = raw.rfind(b"\n")
+    if found < 0 and back < row.place:
+        return None
+    return len(raw[found + 1:].decode("utf-8", "ignore").removeprefix(BOM)) + 1
 
 
 def _find(text: str, at: int, parts: list[str]) -> int | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from danlu.core.errors import DataError
-from danlu.core.records import Conversation, Feedback, Origin, Preference, Prompt, Record
+from danlu.core.records import Conversation, Feedback, Origin, Preference, Record
 from danlu.data.registry import Source
 from danlu.data.row_file import PlacedRow, RowFile, open_rows
 from danlu.data.row_format import FORMATS, RowFormat, RowProblem, detect, kind_of
@@ -13,6 +13,7 @@ from danlu.data.row_format import FORMATS, RowFormat, RowProblem, detect, kind_o
 FILE_FAULTS = (
     ("broken JSON", "broken-json"), ("not UTF-8", "not-utf8"), ("broken CSV", "broken-csv"),
     ("the header", "broken-csv"), ("not a whole", "truncated-file"), ("truncated", "truncated-file"),
+    ("the line is longer", "endless-line"), ("the row is longer", "endless-line"),
     ("ends", "truncated-file"))
 ROW_FAULTS = (
     ("found", "an empty ", "empty-turn"), ("found", "no turns", "no-turns"),
@@ -99,31 +100,35 @@ class RowReader:
 
     def _settle(self, value: Any, origin: Origin) -> Fault | None:
         """Choose format and kind of record by the first row that shows them."""
-        if self._format is None:
-            self.format_name = detect(value)
-            if self.format_name is None:
-                keys = f"the keys {', '.join(map(str, value))}" if isinstance(value, dict) else kind_of(value)
-                return Fault("unknown-format", f"no known format has {keys}")
-            self._format = FORMATS[self.format_name]()
-        if self.record_type is None:
-            self.record_type = self._kind(self._format, value, origin)
+        if self._format is not None and self.record_type is not None:
+            return None
+        fitting: list[tuple[str, type[Record]]] = []
+        for kind in _kinds(self.source, value):
+            name = self.format_name or detect(value, kind)
+            reads = None if name is None else self._reads(name, value, origin, kind)
+            if name is not None and reads is not None:
+                fitting = [(name, kind)] if reads else [*fitting, (name, kind)]
+            if reads:
+                break
+        if not fitting:
+            keys = f"the keys {', '.join(map(str, value))}" if isinstance(value, dict) else kind_of(value)
+            return Fault("unknown-format", f"no known format has {keys}")
+        self.format_name, self.record_type = fitting[0]
+        self._format = FORMATS[self.format_name]()
         return None
 
-    def _kind(self, rows: RowFormat, value: Any, origin: Origin) -> type[Record]:
-        """Return the kind of record that the format gives for such a row."""
-        kinds = _kinds(self.source, value)
-        for kind in kinds:
-            try:
-                rows.read(value, self.source.layout, origin, kind)
-            except RowProblem:
-                return kind
-            except DataError:
-                continue
-            return kind
-        return kinds[0]
+    def _reads(self, name: str, value: Any, origin: Origin, kind: type[Record]) -> bool | None:
+        """Say whether a format reads the row as such a record; None when it never gives such records."""
+        try:
+            FORMATS[name]().read(value, self.source.layout, origin, kind)
+        except RowProblem:
+            return False
+        except DataError:
+            return None
+        return True
 
     def _problem(self, value: Any, problem: RowProblem) -> Fault:
-        other = None if self.source.formatting else detect(value)
+        other = None if self.source.formatting else detect(value, self.record_type)
         if other not in (None, "text", self.format_name):
             return Fault("mixed-formats", f"the row is {other}, the rows before it are {self.format_name}")
         reason = f"found {problem.found}, expected {problem.expected}"
@@ -141,7 +146,7 @@ def _kinds(source: Source, value: Any) -> tuple[type[Record], ...]:
         return (Preference, Conversation)
     if isinstance(value, Mapping) and isinstance(value.get("label"), bool):
         return (Feedback, Conversation)
-    return (Conversation, Preference, Feedback, Prompt)
+    return (Conversation, Preference)
 
 
 def code_of(problem: RowProblem) -> str:

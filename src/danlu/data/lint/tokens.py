@@ -42,7 +42,7 @@ class TokenCheck:
         ledger = Ledger()
         context = replace(self.context, ledger=ledger,
                           config=self.context.config.model_copy(update={"on_bad_row": "skip"}))
-        records = [one for _, _, record in waiting for one in _trainable(record)]
+        records = [one for _, _, record in waiting for one in trainable(record)]
         encoded = encode_conversations(records, context)
         rows = {(str(file.path), row.number): (file, row) for file, row, _ in waiting}
         for entry in ledger.entries:
@@ -56,7 +56,7 @@ class TokenCheck:
                                  f"{count} of {len(one.input_ids)} tokens are {self.context.tokenizer.unk_token}")
 
 
-def _trainable(record: Record) -> list[Conversation | Text]:
+def trainable(record: Record) -> list[Conversation | Text]:
     """Return what is encoded of a record; of preferences each answer as a dialogue."""
     if isinstance(record, Conversation | Text):
         return [record]

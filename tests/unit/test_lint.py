@@ -1,0 +1,249 @@
+"""danlu data lint: every planted fault is found once, at its place; good data has none; repair loses nothing."""
+
+import gzip
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from danlu.data.config import DataConfig
+from danlu.data.lint.check import Lint
+from danlu.data.lint.finding import CODES, Report
+from danlu.data.lint.near import similarity
+from danlu.data.lint.repair import write_repaired
+from danlu.data.registry import find_sources
+
+Run = Callable[..., int]
+
+
+def talk(*texts: Any, first: str = "human") -> dict[str, Any]:
+    other = {"human": "gpt", "gpt": "human"}
+    names = [first if index % 2 == 0 else other[first] for index in range(len(texts))]
+    return {"conversations": [{"from": name, "value": text} for name, text in zip(names, texts, strict=True)]}
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n"
+                            for row in rows), encoding="utf-8")
+    return path
+
+
+def lint(path: Path, *, held_out: Path | None = None, **settings: Any) -> Report:
+    config = DataConfig(dataset=(str(path),), eval_dataset=(str(held_out),) if held_out else ())
+    return Lint(**settings).run(find_sources(config, "train"), find_sources(config, "eval"))
+
+
+def found(report: Report) -> list[tuple[str, int | None, int | None, str]]:
+    return [(one.code, one.line, one.column, one.pointer) for one in report.sorted()]
+
+
+GOOD = talk("why is the sky so very blue today", "because of Rayleigh scattering in the air")
+
+
+@pytest.mark.parametrize(("row", "code", "pointer"), [
+    (talk("a", "b", "open"), "no-final-answer", "/conversations/2/value"),
+    (talk("hello", "a", "b", first="gpt"), "broken-alternation", "/conversations/0/value"),
+    (talk("a", ""), "empty-turn", "/conversations/1/value"),
+    (talk("a", 42), "wrong-type", "/conversations/1/value"),
+    (talk("a", None), "wrong-type", "/conversations/1/value"),
+    ({"conversations": []}, "no-turns", "/conversations"),
+    ({"conversations": [{"from": "robot", "value": "x"}, {"from": "gpt", "value": "y"}]}, "unknown-role",
+     "/conversations/0/from"),
+    ({"conversations": [{"value": "x"}, {"from": "gpt", "value": "y"}]}, "missing-key", "/conversations/0"),
+    ({"instruction": "a", "output": "b"}, "mixed-formats", ""),
+    (talk("a", "I am {{name}}"), "placeholder", "/conversations/1/value"),
+    (talk("a", "done<|im_end|>"), "control-token", "/conversations/1/value"),
+    (talk("a", "[INST] b [/INST]"), "control-token", "/conversations/1/value"),
+    (talk("a", "bad \ufffd letter"), "replacement-character", "/conversations/1/value"),
+    (talk("a", "nul \x00"), "control-character", "/conversations/1/value"),
+])
+def test_each_fault_is_found_at_its_pointer(tmp_path: Path, row: Any, code: str, pointer: str) -> None:
+    report = lint(write(tmp_path / "a.jsonl", [GOOD, row]))
+    assert [(one.code, one.line, one.pointer) for one in report.findings] == [(code, 2, pointer)]
+
+
+def test_column_counts_characters_to_the_value(tmp_path: Path) -> None:
+    """The column is that of the value's first character, counted in letters and not in bytes."""
+    row = json.dumps(talk("天空", "", first="human"), ensure_ascii=False)
+    report = lint(write(tmp_path / "a.jsonl", [GOOD, row]))
+    assert found(report) == [("empty-turn", 2, row.rindex('""') + 1, "/conversations/1/value")]
+
+
+def test_places_in_a_list_over_several_lines(tmp_path: Path) -> None:
+    """Row 2 begins on line 3 at column 2; its output stands on line 4 behind four blanks and `"output": `."""
+    path = tmp_path / "a.json"
+    path.write_text('[\n {"instruction": "a", "output": "b"},\n {"instruction": "c",\n    "output": 5}, '
+                    '{"instruction": "", "output": "d"}\n]', encoding="utf-8")
+    assert found(lint(path)) == [
+        ("wrong-type", 4, 15, "/output"), ("empty-turn", 4, 19 + len('{"instruction": '), "/instruction")]
+
+
+def test_every_broken_line_is_found_not_only_the_first(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [GOOD, '{"conversations": [', GOOD | {"id": 2}, "not json", '{"a": 1,}'])
+    with path.open("ab") as file:
+        file.write(b'{"x": "\xb0\xb2"}\n')
+    report = lint(path)
+    broken = [(one.code, one.line) for one in report.sorted() if one.severity == "error"]
+    assert broken == [("broken-json", 2), ("broken-json", 4), ("broken-json", 5), ("not-utf8", 6)]
+    assert report.counts["duplicate"] == 1, "an id does not make a row new"
+
+
+def test_ragged_csv_truncated_gz_and_empty_file(tmp_path: Path) -> None:
+    ragged = tmp_path / "a.csv"
+    ragged.write_text("instruction,output\na,b\nc,d,e\nf,g\n", encoding="utf-8")
+    assert [(one.code, one.line) for one in lint(ragged).findings] == [("ragged-csv", 3)]
+    packed = tmp_path / "b.jsonl.gz"
+    whole = gzip.compress("".join(json.dumps(talk(f"question {n}", f"answer {n * n}")) + "\n"
+                                  for n in range(2000)).encode())
+    packed.write_bytes(whole[:len(whole) // 2])
+    assert [one.code for one in lint(packed).findings if one.severity == "error"] == ["truncated-file"]
+    empty = tmp_path / "c.jsonl"
+    empty.write_text("", encoding="utf-8")
+    assert [one.code for one in lint(empty).findings] == ["no-rows"]
+
+
+def test_duplicates_contradictions_and_leaks(tmp_path: Path) -> None:
+    """Five rows: 2 repeats 1, 4 answers 3's question otherwise, 5 is asked in the evaluation data in other case."""
+    train = write(tmp_path / "train.jsonl", [
+        GOOD, GOOD, talk("one and one", "two"), talk("one and one", "three"), talk("What is   Rain", "wet")])
+    held_out = write(tmp_path / "eval.jsonl", [talk("what is rain", "water from the sky")])
+    report = lint(train, held_out=held_out)
+    assert [(one.code, one.line) for one in report.sorted()] == [("duplicate", 2), ("contradiction", 4), ("leak", 5)]
+    assert report.findings[0].reason.startswith(f"{held_out}:1 ")
+
+
+def test_preferences_compared(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "chosen": "good", "rejected": "bad"}, {"prompt": "q", "chosen": "bad", "rejected": "good"},
+            {"prompt": "z", "chosen": "x", "rejected": "y"}]
+    report = lint(write(tmp_path / "a.jsonl", rows))
+    assert [(one.code, one.line) for one in report.findings] == [("reversed-pair", 2)]
+
+
+def test_near_duplicates_have_the_similarity_that_arithmetic_gives(tmp_path: Path) -> None:
+    """200 distinct letters make 196 5-grams. Changing the last letter changes one: 195 / 197 = 0.9898 alike."""
+    text = "".join(chr(0x4E00 + n) for n in range(200))
+    assert similarity(text, text[:-1] + "x") == pytest.approx(195 / 197)
+    other = "".join(chr(0x6E00 + n) for n in range(200))
+    rows = [{"text": text}, {"text": other}, {"text": text[:-1] + "x"}, {"text": other[:100] + text[:100]}]
+    report = lint(write(tmp_path / "a.jsonl", rows))
+    assert [(one.code, one.line, one.reason[:4]) for one in report.findings] == [("near-duplicate", 3, "0.99")]
+
+
+def test_clean_data_has_no_findings(tmp_path: Path) -> None:
+    rows = [talk(f"what is {n} times {n}", f"it is {n * n}, and {'x' * n} stays") for n in range(1, 60)]
+    assert not lint(write(tmp_path / "a.jsonl", rows)).counts
+
+
+def test_counts_stay_exact_when_the_list_is_bounded(tmp_path: Path) -> None:
+    report = lint(write(tmp_path / "a.jsonl", [GOOD, *[talk(f"question {n}", "") for n in range(50)]]), limit=3)
+    assert len(report.findings) == 3 and report.counts == {"empty-turn": 50}
+
+
+def test_repair_keeps_mends_and_drops_and_writes_why(tmp_path: Path) -> None:
+    """Of 7 rows 2 are kept, 3 mended, 2 dropped; the result has no errors, and the ledger names the other 5."""
+    path = write(tmp_path / "a.jsonl", [
+        GOOD, talk("a", "b", "open"), talk("hi", "c", "d", first="gpt"), talk("n", 4.5), GOOD, "broken",
+        talk("last", "row")])
+    sources = find_sources(DataConfig(dataset=(str(path),)), "train")
+    check = Lint(repairs=True)
+    check.run(sources)
+    done = write_repaired(sources, check.table, check.dropped, tmp_path / "out.jsonl")
+    assert done.counts == {"kept": 2, "mended": 3, "dropped": 2}
+    rows = [json.loads(line) for line in done.path.read_text(encoding="utf-8").splitlines()]
+    assert rows == [GOOD, talk("a", "b"), talk("c", "d"), talk("n", "4.5"), talk("last", "row")]
+    ledger = [json.loads(line) for line in done.ledger.read_text(encoding="utf-8").splitlines()]
+    assert [(one["row"], one["action"], one["code"]) for one in ledger] == [
+        (2, "mended", "no-final-answer"), (3, "mended", "broken-alternation"), (4, "mended", "wrong-type"),
+        (5, "dropped", "duplicate"), (6, "dropped", "broken-json")]
+    assert not lint(done.path).counts
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a.jsonl", "out.jsonl", "out.jsonl.ledger.jsonl"]
+
+
+def test_exit_codes_and_nothing_half_written(tmp_path: Path, danlu: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    good = write(tmp_path / "good.jsonl", [GOOD, GOOD])
+    bad = write(tmp_path / "bad.jsonl", [GOOD, "x"])
+    out = write(tmp_path / "out.jsonl", [])
+    assert danlu("data", ["lint", str(good)]) == 0
+    assert danlu("data", ["lint", str(good), "--strict"]) == 1
+    assert danlu("data", ["lint", str(bad)]) == 1
+    for words, said in (
+            ([str(tmp_path / "nowhere.jsonl")], "no file or folder"), ([str(good), "--fix", str(out)], "exists"),
+            ([str(good), "--fix", str(tmp_path / "out.csv")], ".jsonl"), ([str(good), "--fromat", "alpaca"], "fromat"),
+            ([str(good), "--format", "alpca"], "alpaca"), ([], "usage"), ([str(good), "--limit", "x"], "--limit"),
+            ([str(good), "--only", "duplicat"], "duplicate"), (["--json"], "no data is named")):
+        capsys.readouterr()
+        assert danlu("data", ["lint", *words]) == 2, words
+        assert said in capsys.readouterr().err
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["bad.jsonl", "good.jsonl", "out.jsonl"]
+
+
+def test_json_output_is_the_report(tmp_path: Path, danlu: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    danlu("data", ["lint", str(write(tmp_path / "bad.jsonl", [GOOD, talk("a", "")])), "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert (report["rows"], report["errors"], report["warnings"]) == (2, 1, 0)
+    assert report["findings"][0]["code"] == "empty-turn" and report["findings"][0]["line"] == 2
+
+
+def test_long_answers_are_told_with_a_tokenizer(
+        tmp_path: Path, tiny_base: Path, danlu: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """At cutoff_len 40 the second answer loses its end, the third row has no room for any answer."""
+    path = write(tmp_path / "a.jsonl", [talk("sky", "blue"), talk("cat", "x" * 100), talk("y" * 200, "z"),
+                                        talk("say", "<|im_start|>")])
+    assert danlu("data", ["lint", str(path), "--model", str(tiny_base), "--cutoff_len", "40", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [(one["code"], one["line"]) for one in report["findings"]] == [
+        ("eos-lost", 2), ("row-lost", 3), ("control-token", 4)]
+
+
+def test_lint_needs_no_torch_and_little_memory(tmp_path: Path) -> None:
+    """10,000 rows of 2,000 letters: 20 MB, of which 92 bytes a row are kept; the process grows by less than 12 MB."""
+    path = tmp_path / "a.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for n in range(10_000):
+            file.write(json.dumps(talk(f"{n} what", f"{n * 7919 % 1000003} " * 290)) + "\n")
+    code = ("import resource, sys; from danlu.cli.main import main; import numpy, danlu.cli.data_lint\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            f"code = main(['data', 'lint', {str(path)!r}, '--limit', '1'])\n"
+            "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
+            "print('grown', after - before, code)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown, result = done.stdout.split("grown ")[1].split()
+    assert int(result) == 0 and int(grown) < 12_000
+
+
+def test_a_hundred_megabytes_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.write(json.dumps(GOOD).encode() + b"\n")
+        file.writelines(b"x" * (1 << 20) for _ in range(100))
+        file.write(b"\n" + json.dumps(talk("a", "b")).encode() + b"\n")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    report = lint(path)
+    assert [(one.code, one.line) for one in report.findings] == [("endless-line", 2)]
+    assert report.rows == 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+def test_every_code_has_a_cure_and_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data_lint.md").read_text(encoding="utf-8")
+    assert all(kind.cure and kind.meaning for kind in CODES.values())
+    assert [code for code in CODES if f"`{code}`" not in page] == []
+
+
+@pytest.mark.shared
+def test_real_demo_files(shared: Path) -> None:
+    """identity.json: 85 answers with {{name}} or {{author}}; alpaca_zh_demo.json: 8 rows that are there already."""
+    folder = shared / "data" / "LLaMA-Factory" / "data"
+    identity, alpaca = lint(folder / "identity.json"), lint(folder / "alpaca_zh_demo.json")
+    rows = json.loads((folder / "identity.json").read_text(encoding="utf-8"))
+    assert identity.counts["placeholder"] == sum("{{" in row["output"] for row in rows) > 50
+    rows = json.loads((folder / "alpaca_zh_demo.json").read_text(encoding="utf-8"))
+    distinct = {(row["instruction"], row["input"], row["output"]) for row in rows}
+    assert alpaca.counts["duplicate"] == len(rows) - len(distinct) > 0
+    assert not identity.total("error") and not alpaca.total("error")
