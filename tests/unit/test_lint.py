@@ -117,6 +117,28 @@ def test_duplicates_contradictions_and_leaks(tmp_path: Path) -> None:
     assert report.findings[0].reason.startswith(f"{held_out}:1 ")
 
 
+def test_a_pair_of_equal_answers_is_an_error(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "chosen": "good", "rejected": "bad"}, {"prompt": "r", "chosen": "x", "rejected": "x "}]
+    report = lint(write(tmp_path / "a.jsonl", rows))
+    assert [(one.code, one.line, one.pointer) for one in report.findings] == [("equal-answers", 2, "/rejected")]
+
+
+def test_rows_with_other_tools_are_no_duplicates(tmp_path: Path) -> None:
+    rows = [GOOD | {"tools": json.dumps([{"name": name}])} for name in ("a", "b", "a")]
+    report = lint(write(tmp_path / "a.jsonl", rows))
+    assert [(one.code, one.line) for one in report.sorted()] == [("near-duplicate", 2), ("duplicate", 3)]
+
+
+def test_first_row_without_answer_does_not_make_the_file_prompts(tmp_path: Path) -> None:
+    report = lint(write(tmp_path / "a.jsonl", [talk("only a question"), GOOD]))
+    assert [(one.code, one.line) for one in report.findings] == [("no-final-answer", 1)]
+
+
+def test_rows_of_prompts_alone_are_data_too(tmp_path: Path) -> None:
+    rows = [{"prompt": [{"role": "user", "content": f"question {n}"}], "reward_model": {"n": n}} for n in range(3)]
+    assert not lint(write(tmp_path / "a.jsonl", rows)).total("error")
+
+
 def test_preferences_compared(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "chosen": "good", "rejected": "bad"}, {"prompt": "q", "chosen": "bad", "rejected": "good"},
             {"prompt": "z", "chosen": "x", "rejected": "y"}]
@@ -201,11 +223,11 @@ def test_long_answers_are_told_with_a_tokenizer(
 
 
 def test_lint_needs_no_torch_and_little_memory(tmp_path: Path) -> None:
-    """10,000 rows of 2,000 letters: 20 MB, of which 92 bytes a row are kept; the process grows by less than 12 MB."""
+    """4,000 rows of 5,000 letters: 20 MB, of which 92 bytes a row are kept; the process grows by less than 12 MB."""
     path = tmp_path / "a.jsonl"
     with path.open("w", encoding="utf-8") as file:
-        for n in range(10_000):
-            file.write(json.dumps(talk(f"{n} what", f"{n * 7919 % 1000003} " * 290)) + "\n")
+        for n in range(4_000):
+            file.write(json.dumps(talk(f"{n} what", f"{n * 7919 % 1000003} " * 720)) + "\n")
     code = ("import resource, sys; from danlu.cli.main import main; import numpy, danlu.cli.data_lint\n"
             "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             f"code = main(['data', 'lint', {str(path)!r}, '--limit', '1'])\n"
@@ -247,3 +269,6 @@ def test_real_demo_files(shared: Path) -> None:
     distinct = {(row["instruction"], row["input"], row["output"]) for row in rows}
     assert alpaca.counts["duplicate"] == len(rows) - len(distinct) > 0
     assert not identity.total("error") and not alpaca.total("error")
+    tools = json.loads((folder / "glaive_toolcall_en_demo.json").read_text(encoding="utf-8"))
+    distinct = {json.dumps([row["conversations"], row["tools"]]) for row in tools}
+    assert lint(folder / "glaive_toolcall_en_demo.json").counts["duplicate"] == len(tools) - len(distinct)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from danlu.core.errors import DataError
-from danlu.core.records import Conversation, Feedback, Origin, Preference, Record
+from danlu.core.records import Conversation, Feedback, Origin, Preference, Prompt, Record
+from danlu.data.lint.finding import short
 from danlu.data.registry import Source
 from danlu.data.row_file import PlacedRow, RowFile, open_rows
 from danlu.data.row_format import FORMATS, RowFormat, RowProblem, detect, kind_of
@@ -17,6 +18,7 @@ FILE_FAULTS = (
     ("ends", "truncated-file"))
 ROW_FAULTS = (
     ("found", "an empty ", "empty-turn"), ("found", "no turns", "no-turns"),
+    ("found", "the same answer ", "equal-answers"),
     ("expected", "an assistant turn at the end", "no-final-answer"),
     ("found", "the keys ", "missing-key"), ("expected", "one of ", "unknown-role"))
 TURNS = ("a user turn", "a tool turn", "an assistant turn", "a system turn")
@@ -103,7 +105,10 @@ class RowReader:
         if self._format is not None and self.record_type is not None:
             return None
         fitting: list[tuple[str, type[Record]]] = []
-        for kind in _kinds(self.source, value):
+        for kind in (*_kinds(self.source, value), Prompt):
+            # A dialogue that lacks its answer reads well as a prompt, and is a fault all the same.
+            if kind is Prompt and fitting:
+                break
             name = self.format_name or detect(value, kind)
             reads = None if name is None else self._reads(name, value, origin, kind)
             if name is not None and reads is not None:
@@ -111,7 +116,7 @@ class RowReader:
             if reads:
                 break
         if not fitting:
-            keys = f"the keys {', '.join(map(str, value))}" if isinstance(value, dict) else kind_of(value)
+            keys = short(f"the keys {', '.join(map(str, value))}") if isinstance(value, dict) else kind_of(value)
             return Fault("unknown-format", f"no known format has {keys}")
         self.format_name, self.record_type = fitting[0]
         self._format = FORMATS[self.format_name]()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from danlu.core.records import Conversation, Feedback, Message, Preference, Prompt, Record, Text
 
 GENERIC_CONTROLS = (
-    r"<\|[\w .:/-]{1,40}\|>|<｜[^｜\n]{1,40}｜>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|"
+    r"<\|[A-Za-z_/][\w .:/-]{0,40}\|>|<｜[^｜\n]{1,40}｜>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|"
     r"<(?:bos|eos|pad|unk|mask|eop|sop|eod|eoh|eom|eot)>|\[(?:gMASK|sMASK|CLS|SEP|PAD|UNK|BOS|EOS)\]|"
     r"\[\|(?:system|user|assistant|endofturn)\|\]")
 PLACEHOLDER = re.compile(r"\{\{ ?[\w.\- ]{1,40} ?\}\}")
@@ -60,8 +60,6 @@ class TextCheck:
             yield Suspicion("long-line", "", f"{characters:,} characters in one row")
         if isinstance(record, Text) and not record.text.strip():
             yield Suspicion("empty-text", "", "no text but white space")
-        if isinstance(record, Preference) and len({_said(one) for one in record.answers}) < len(record.answers):
-            yield Suspicion("equal-answers", "", "the answers compared are equal")
 
     def _text(self, text: str) -> Iterator[Suspicion]:
         found = self._controls.search(text)
@@ -111,7 +109,8 @@ def identity_of(record: Record) -> Identity:
     if isinstance(record, Text):
         return Identity(_hash("text", record.text), 0, _hash("ask", " ".join(record.text.lower().split())))
     asked, answers = _parts(record)
-    words = [f"{one.role}\x1f{_said(one)}" for one in asked]
+    tools = repr(record.tools) if isinstance(record, Conversation | Preference) and record.tools else ""
+    words = [tools, *(f"{one.role}\x1f{_said(one)}" for one in asked)]
     if isinstance(record, Preference | Prompt):
         prompt = _hash("pair", *words, *sorted(answers)) if answers else 0
     else:
