@@ -66,7 +66,7 @@ def test_ledger_tells_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert code == 0 and "4 read, 2 kept, 1 changed, 2 dropped" in said
     assert "'a <b>bold</b> word'" in said and "'a bold word'" in said
     assert read_rows(out) == [{"text": "a bold word"}, {"text": "plain enough"}]
-    entries = [one for one in read_rows(tmp_path / "out.ledger.jsonl") if "row" in one]
+    entries = [one for one in read_rows(tmp_path / "_out.ledger.jsonl") if "row" in one]
     assert [(one["row"], one["action"], one["rule"], one["reason"]) for one in entries] == [
         (1, "dropped", "length", "characters below 4"), (2, "dropped", "html", "nothing left of a text"),
         (3, "changed", "html", "HTML")]
@@ -76,7 +76,7 @@ def test_ledger_repeats_no_personal_data(tmp_path: Path, capsys: pytest.CaptureF
     """What `pii` writes over is nowhere else: not in its own entry, nor in that of the rule before or after it."""
     rows = [{"text": "\u200bcall 13812345678 or bob@example.com now"}, {"text": "bob@example.com"}]
     code, out = run(tmp_path, ["unicode", "pii", {"length": {"min_chars": 15}}], rows)
-    everything = out.read_text() + (tmp_path / "out.ledger.jsonl").read_text() + capsys.readouterr().out
+    everything = out.read_text() + (tmp_path / "_out.ledger.jsonl").read_text() + capsys.readouterr().out
     assert code == 0 and "[CN_MOBILE]" in everything
     assert "bob@" not in everything and "13812345678" not in everything
 
@@ -169,7 +169,7 @@ def test_bad_rows_can_be_skipped(tmp_path: Path) -> None:
     (tmp_path / "raw.jsonl").write_text('{"text": "fine words"}\n{"text": \n{"n": 3}\n[]\n"last words"\n')
     code, out = run(tmp_path, ["length"], on_bad_row="skip")
     assert code == 0 and read_rows(out) == [{"text": "fine words"}, "last words"]
-    dropped = [one["row"] for one in read_rows(tmp_path / "out.ledger.jsonl") if one.get("rule") == "(bad row)"
+    dropped = [one["row"] for one in read_rows(tmp_path / "_out.ledger.jsonl") if one.get("rule") == "(bad row)"
                and "row" in one]
     assert dropped == [2, 3, 4]
 

@@ -118,6 +118,15 @@ def test_groups_of_strangers_lose_no_pair() -> None:
     assert [cluster.tolist() for cluster in members(found.roots())] == [[3, 7]]
 
 
+def test_chains_of_copies_are_followed() -> None:
+    """Rows 0, 1, 2 with one key: 0-1 and 1-2 share 9 of 11 n-grams (0.82), 0-2 only 8 of 12 (0.67)."""
+    sets = [np.arange(start, start + 10, dtype=np.uint32) for start in range(3)]
+    stored = ShingleSets(np.concatenate(sets), np.full(3, 10))
+    found = UnionFind(3)
+    join_similar(np.zeros(3, np.uint64), np.arange(3), found, stored, 0.8)
+    assert found.roots().tolist() == [0, 0, 0]
+
+
 def test_true_similarity() -> None:
     """{1,2,3} and {2,3,4,5}: 2 common of 5; a set and itself: 1; nothing and anything: 0."""
     stored = ShingleSets(np.array([1, 2, 3, 2, 3, 4, 5], np.uint32), np.array([3, 4, 0]))
@@ -174,7 +183,7 @@ def test_planted_duplicates(language: str, threshold: float, tmp_path: Path,
               f"recall {recall:.4f}")
     assert len(wanted) > 70
     assert precision == 1.0 and recall >= 0.97
-    entries = [one for one in read(tmp_path / "out.ledger.jsonl") if "action" in one]
+    entries = [one for one in read(tmp_path / "_out.ledger.jsonl") if "action" in one]
     for entry in entries:
         assert entry["similarity"] == pytest.approx(alike[entry["row"] - 1], abs=1e-4)
         assert entry["kept"].endswith(f":{entry['row'] - 1}")
@@ -195,8 +204,8 @@ def test_processes_and_chunks_change_nothing(tmp_path: Path) -> None:
     for workers in ("1", "2"):
         assert main(["data", "dedup", str(tmp_path / "in.jsonl"), str(tmp_path / f"{workers}.jsonl"),
                      "--num_workers", workers]) == 0
-    for ending in ("jsonl", "ledger.jsonl"):
-        assert (tmp_path / f"1.{ending}").read_bytes() == (tmp_path / f"2.{ending}").read_bytes()
+    for name in ("{}.jsonl", "_{}.ledger.jsonl"):
+        assert (tmp_path / name.format(1)).read_bytes() == (tmp_path / name.format(2)).read_bytes()
 
 
 def test_equal_texts_go_first_and_only_with_exact_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

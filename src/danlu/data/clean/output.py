@@ -24,6 +24,11 @@ def check_output(path: Path, inputs: Sequence[Path], *, overwrite: bool) -> None
         raise ConfigError("this file exists", where=str(path), fix="choose another name, or set overwrite: true")
 
 
+def default_ledger(output: Path) -> Path:
+    """Return `_NAME.ledger.jsonl` beside the output: reading its folder as data leaves names with `_` out."""
+    return output.with_name(f"_{output.stem}.ledger.jsonl")
+
+
 class WholeFiles:
     """A context in which files are opened under other names; leaving it without an error gives them theirs."""
 

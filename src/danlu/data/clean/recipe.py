@@ -7,7 +7,7 @@
       - length: {min_chars: 10}        # or with options
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from danlu.core.config_file import Entry, read_entries
 from danlu.core.errors import ConfigError, did_you_mean
 from danlu.core.key_types import CommaList
 from danlu.data.clean.filter import FILTERS, Filter
+from danlu.data.clean.output import default_ledger
 
 COMMAND_LINE = "command line"
 
@@ -28,19 +29,20 @@ class CleanConfig(StrictConfig):
 
     input: CommaList = Field(min_length=1, description="Files, folders or names of dataset_info.json, comma separated.")
     output: str = Field(min_length=1, description="File of JSON lines to write.")
-    ledger: str | None = Field(None, description="File for the ledger; unset: the output's name with .ledger.jsonl.")
+    ledger: str | None = Field(None, description="File for the ledger; unset: `_NAME.ledger.jsonl` beside it.")
     dataset_dir: str = Field("data", description="Folder of dataset_info.json.")
     columns: CommaList = Field((), description="Columns that hold text; unset: found by their usual names.")
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="A row that cannot be read stops the run, or is dropped and listed.")
     num_workers: int | None = Field(None, ge=1, description="Processes; unset: all cores, one for small data.")
     examples: int = Field(3, ge=0, description="Examples of what each rule did, in the table and the ledger.")
+    list_changed: bool = Field(True, description="List every changed row in the ledger; dropped ones always are.")
     overwrite: bool = Field(False, description="Replace an output that exists.")
 
     @property
     def ledger_path(self) -> Path:
         """Where the ledger goes."""
-        return Path(self.ledger) if self.ledger else Path(self.output).with_suffix(".ledger.jsonl")
+        return Path(self.ledger) if self.ledger else default_ledger(Path(self.output))
 
 
 class Recipe(StrictConfig):
@@ -58,11 +60,7 @@ class Recipe(StrictConfig):
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Return the checked recipe of a file; `key=value` words replace its keys. Errors: ConfigError with the place."""
     entries = {entry.key: entry for entry in read_entries(path)}
-    for word in overrides:
-        key, equals, value = word.removeprefix("--").partition("=")
-        if not equals:
-            raise ConfigError(f'"{word}" belongs to no key', where=COMMAND_LINE, fix="write key=value")
-        entries[key] = Entry(key, _yaml_value(word, value), COMMAND_LINE)
+    entries |= {entry.key: entry for entry in _overrides(list(overrides))}
     listed = entries.pop("filters", None)
     for entry in entries.values():
         if entry.key not in CleanConfig.model_fields:
@@ -75,6 +73,18 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     places = {key: entry.where for key, entry in entries.items()}
     config = checked(CleanConfig, {key: entry.value for key, entry in entries.items()}, str(path), places)
     return Recipe(config=config, filters=_numbered(filters))
+
+
+def _overrides(words: list[str]) -> Iterator[Entry]:
+    """Yield the entries of `key=value`, `--key value` and `--switch`."""
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not equals and not word.startswith("--"):
+            raise ConfigError(f'"{word}" belongs to no key', where=COMMAND_LINE, fix="write key=value")
+        if not equals:
+            value = words.pop(0) if words and not words[0].startswith("--") else "true"
+        yield Entry(key.replace("-", "_"), _yaml_value(word, value), COMMAND_LINE)
 
 
 def _yaml_value(word: str, text: str) -> Any:

@@ -40,20 +40,21 @@ def clean(recipe: Recipe) -> Counts:
         rows, ledger = whole.open(output), whole.open(config.ledger_path)
         for done in map_ordered(partial(clean_chunk, recipe), read_chunks(files), config.num_workers):
             rows.writelines(done.lines)
-            _record(done, counts, ledger)
+            _record(done, counts, ledger, list_changed=config.list_changed)
         if not counts.total("read"):
             raise DataError("no rows", where=", ".join(config.input), fix="give a file that is not empty")
         ledger.writelines(json_line(line, str(config.ledger_path)) for line in counts.json_lines(recipe.rules))
     return counts
 
 
-def _record(done: CleanedChunk, counts: Counts, ledger: IO[bytes]) -> None:
+def _record(done: CleanedChunk, counts: Counts, ledger: IO[bytes], *, list_changed: bool) -> None:
     for outcome, number in done.outcomes.items():
         counts.add(done.source, outcome, number)
     counts.pointers.update(done.pointers)
     for event in done.events:
         counts.note(event)
-        ledger.write(json_line(asdict(event), str(event.row)))
+        if event.action == "dropped" or list_changed:
+            ledger.write(json_line(asdict(event), str(event.row)))
 
 
 def clean_chunk(recipe: Recipe, chunk: Chunk) -> CleanedChunk:
@@ -67,7 +68,7 @@ def clean_chunk(recipe: Recipe, chunk: Chunk) -> CleanedChunk:
             if recipe.config.on_bad_row == "error":
                 raise
             done.outcomes["dropped"] += 1
-            done.events.append(Event(chunk.path, row.number, "dropped", "(bad row)", error.what.split(":")[0],
+            done.events.append(Event(chunk.path, row.number, "dropped", "(bad row)", "cannot be read",
                                      error.what))
             continue
         _clean_row(recipe, row, fields, done)

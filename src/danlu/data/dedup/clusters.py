@@ -83,35 +83,46 @@ def join_similar(keys: NDArray[np.uint64], rows: Places, sets: UnionFind, shingl
                  threshold: float) -> int:
     """Join candidates of one band, with `shingles` those of this Jaccard similarity only; return the pairs compared.
 
-    In a group of equal keys every row is compared with the first; those unlike it form a group of their own, and so
-    on, so that a group of chance acquaintances loses no pair to its first row.
+    In a group of equal keys every row is compared with the first, and, when unlike, with the one before it; those
+    unlike the first form a group of their own, and so on. So a group of chance acquaintances loses no pair to its
+    first row, and a chain of copies of copies is followed.
     """
     compared = 0
     for _ in range(ROUNDS):
-        leaders, others = _groups(keys)
+        leaders, befores, others = _groups(keys)
         if not len(others):
             break
+        tried = 0
+        for partners in (leaders, befores):
+            roots = sets.roots()
+            is_apart = roots[rows[partners]] != roots[rows[others]]
+            tried += _join_alike(rows[partners[is_apart]], rows[others[is_apart]], sets, shingles, threshold)
+        compared += tried
         roots = sets.roots()
-        is_apart = roots[rows[leaders]] != roots[rows[others]]
-        tried_leaders, tried = leaders[is_apart], others[is_apart]
-        is_alike = np.ones(len(tried), bool)
-        if shingles is not None:
-            is_alike = shingles.jaccard(rows[tried_leaders], rows[tried]) >= threshold
-        for leader, row in zip(rows[tried_leaders[is_alike]].tolist(), rows[tried[is_alike]].tolist(), strict=True):
-            sets.join(leader, row)
-        compared += len(tried)
-        unlike = tried[~is_alike]
+        unlike = others[roots[rows[leaders]] != roots[rows[others]]]
         keys, rows = keys[unlike], rows[unlike]
     return compared
 
 
-def _groups(keys: NDArray[np.uint64]) -> tuple[Places, Places]:
-    """Return, for each place whose key an earlier place has, the first such place, and the place itself."""
+def _join_alike(one: Places, other: Places, sets: UnionFind, shingles: ShingleSets | None, threshold: float) -> int:
+    """Join the pairs that are similar enough; return how many were compared."""
+    if shingles is not None:
+        is_alike = shingles.jaccard(one, other) >= threshold
+        one, other, number = one[is_alike], other[is_alike], len(one)
+    else:
+        number = len(one)
+    for first, second in zip(one.tolist(), other.tolist(), strict=True):
+        sets.join(first, second)
+    return number
+
+
+def _groups(keys: NDArray[np.uint64]) -> tuple[Places, Places, Places]:
+    """Return, for each place whose key an earlier one has: the first such place, the last such place, the place."""
     order = np.argsort(keys, kind="stable")
     is_new = np.ones(len(order), bool)
     is_new[1:] = keys[order[1:]] != keys[order[:-1]]
     leaders = order[np.flatnonzero(is_new)][np.cumsum(is_new) - 1]
-    return leaders[~is_new], order[~is_new]
+    return leaders[~is_new], order[np.flatnonzero(~is_new) - 1], order[~is_new]
 
 
 def members(roots: Places) -> Iterator[Places]:

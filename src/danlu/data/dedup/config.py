@@ -7,6 +7,7 @@ from pydantic import Field
 
 from danlu.core.config import StrictConfig
 from danlu.core.key_types import CommaList
+from danlu.data.clean.output import default_ledger
 
 
 class DedupConfig(StrictConfig):
@@ -14,7 +15,7 @@ class DedupConfig(StrictConfig):
 
     input: CommaList = Field(min_length=1, description="Files, folders or names of dataset_info.json, comma separated.")
     output: str = Field(min_length=1, description="File of JSON lines to write.")
-    ledger: str | None = Field(None, description="File for the ledger; unset: the output's name with .ledger.jsonl.")
+    ledger: str | None = Field(None, description="File for the ledger; unset: `_NAME.ledger.jsonl` beside it.")
     dataset_dir: str = Field("data", description="Folder of dataset_info.json.")
     columns: CommaList = Field((), description="Columns that hold text; unset: found by their usual names.")
     only: CommaList = Field((), description="Compare these columns or roles only; empty: all text of a row.")
@@ -37,4 +38,4 @@ class DedupConfig(StrictConfig):
     @property
     def ledger_path(self) -> Path:
         """Where the ledger goes."""
-        return Path(self.ledger) if self.ledger else Path(self.output).with_suffix(".ledger.jsonl")
+        return Path(self.ledger) if self.ledger else default_ledger(Path(self.output))

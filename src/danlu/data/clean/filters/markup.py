@@ -15,8 +15,10 @@ NAME = (
     "t|thead|title|track|video|abbr|area|base|body|cite|code|font|form|head|html|link|main|mark|meta|samp"
     "|span|bdi|bdo|big|col|del|dfn|div|img|ins|kbd|map|nav|pre|sub|sup|svg|var|wbr|br|dd|dl|dt|em|h1|h2|h"
     "3|h4|h5|h6|hr|li|ol|td|th|tr|tt|ul|a|b|i|p|q|s|u")
-COMMENT = re.compile("<!--.*?-->|<!DOCTYPE[^<>]*>", re.DOTALL | re.IGNORECASE)
-UNSEEN = re.compile(r"<(script|style|noscript|svg|head)\b[^<>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+DOCTYPE = re.compile("<!DOCTYPE[^<>]*>", re.IGNORECASE)
+OPENING = re.compile(r"<!--|<(script|style|noscript|svg|head)(?=[\s>/])[^<>]*>", re.IGNORECASE)
+CLOSING = {"": re.compile("-->")} | {
+    name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in ("script", "style", "noscript", "svg", "head")}
 BREAK = re.compile(r"</?(?:br|p|div|li|tr|h[1-6]|ul|ol|table|section|article|blockquote|pre|hr)(?:\s[^<>]*)?/?>",
                    re.IGNORECASE)
 TAG = re.compile(rf"</?(?:{NAME})(?:\s[^<>]*)?/?>", re.IGNORECASE)
@@ -44,10 +46,27 @@ class Html(Filter):
         return change(result, "HTML", f"{len(TAG.findall(text))} tags, {len(text) - len(result)} characters")
 
     def _plain(self, text: str) -> str:
-        bare = TAG.sub("", BREAK.sub("\n", UNSEEN.sub("", COMMENT.sub("", text))))
+        bare = TAG.sub("", BREAK.sub("\n", _without_unseen(DOCTYPE.sub("", text))))
         if bare != text:
             bare = BLANK_LINES.sub("\n\n", bare).strip("\n") if TAG.search(text) else bare
         return ENTITY.sub(lambda match: html.unescape(match[0]), bare) if self.entities else bare
+
+
+def _without_unseen(text: str) -> str:
+    """Return the text without comments, scripts, styles and the like; what is never closed stays."""
+    parts, start, place = [], 0, 0
+    unclosed: set[str] = set()
+    while (opening := OPENING.search(text, place)) is not None:
+        name = (opening[1] or "").lower()
+        closing = None if name in unclosed else CLOSING[name].search(text, opening.end())
+        place = opening.end() if closing is None else closing.end()
+        if closing is None:
+            # Nothing after here closes it either: looking again would take quadratic time.
+            unclosed.add(name)
+            continue
+        parts.append(text[start:opening.start()])
+        start = place
+    return "".join([*parts, text[start:]])
 
 
 BOILERPLATE = re.compile("|".join((
@@ -63,7 +82,7 @@ BOILERPLATE = re.compile("|".join((
     r"(?:扫码|扫一扫|长按(?:识别)?二维码|关注(?:我们的?)?(?:微信)?公众号).{0,40}",
     r"(?:上一篇|下一篇|返回(?:首页|顶部)|相关阅读|热门推荐)[:：]?.{0,60}",
     r"(?:京|沪|粤|浙|苏|鲁|川)ICP备.{0,40}", r"(?:免责声明|广告)[:：]?.{0,4}",
-    r"(?:登录|注册|分享到?|收藏|点赞|举报)(?:[ |/·]+\S{1,6})*",
+    r"(?:登录|注册|分享到?|收藏|点赞|举报)(?:[ |/·]+[^\s|/·]{1,6})*",
 )), re.IGNORECASE)
 
 

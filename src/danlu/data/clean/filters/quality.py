@@ -12,11 +12,11 @@ STOP_SIGNS_ZH = frozenset("的了是在和不有我这人")
 BULLETS = tuple("•●○▪▫■□◆◇‣⁃·*-")
 ELLIPSES = ("...", "…", "。。。")
 SENTENCE_ENDS = tuple(".!?\"'”’。！？；…」』）)")
-SENTENCE = re.compile(r"[^.!?。！？]+[.!?。！？]+")
+SENTENCE_MARKS = re.compile(r"(?<=[^.!?。！？])[.!?。！？]+")
 POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 
 
-@FILTERS.register("gopher_quality", "quality")
+@FILTERS.register("gopher_quality")
 class GopherQuality(Filter):
     """Drops rows that do not look like prose. Stop words are also counted in Chinese; word length only elsewhere."""
 
@@ -78,7 +78,7 @@ class C4(Filter):
         lines = text.splitlines()
         kept = [line for line in lines if not line.strip() or self._is_sentence(line.strip())]
         result = "\n".join(kept).strip()
-        sentences = len(SENTENCE.findall(result))
+        sentences = len(SENTENCE_MARKS.findall(result))
         if sentences < self.min_sentences:
             return drop(f"fewer than {self.min_sentences} sentences", str(sentences))
         if len(kept) == len(lines):

@@ -11,7 +11,7 @@ from danlu.data.clean.measures import measure, share
 CJK_SIGNS_PER_WORD = 2
 
 
-@FILTERS.register("gopher_repetition", "repetition")
+@FILTERS.register("gopher_repetition")
 class GopherRepetition(Filter):
     """Drops rows that repeat lines, paragraphs or word n-grams.
 

@@ -15,11 +15,11 @@ CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f]")
 LINE_ENDS = re.compile("\r\n?|\u0085|\u2028|\u2029")
-BLANK_ENDS = re.compile("[ \t]+(?=\n|$)")
+BLANK_ENDS = re.compile("(?<![ \t])[ \t]+(?=\n|\\Z)")
 BLANK_LINES = re.compile("\n{4,}")
 
 
-@FILTERS.register("unicode", "normalise", "normalize")
+@FILTERS.register("unicode")
 class Unicode(Filter):
     """Rewrites text to one Unicode form and takes out what nobody can see.
 
