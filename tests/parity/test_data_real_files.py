@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from danlu.core.records import Conversation, Text
+from danlu.core.errors import CapabilityError, DataError
+from danlu.core.records import Conversation, Feedback, Preference, Prompt, Text
 from danlu.data.config import DataConfig
 from danlu.data.loader import load_records
+from danlu.data.registry import find_sources
 
 pytestmark = pytest.mark.shared
 FACTORY = "data/LLaMA-Factory"
@@ -89,3 +91,112 @@ def test_sharegpt_lines(shared):
     name = "sharegpt_zh_1K_format.head200.jsonl"
     records = load(shared, name, folder="data/MedicalGPT/data/sft", on_bad_row="skip")
     assert len(records) + records.ledger.total("dropped") == 100
+
+
+def by_path(shared, path, kind, **keys):
+    return load_records(DataConfig(train_file=str(shared / "data" / path), **keys), kind)
+
+
+def rows_of(shared, path):
+    text = (shared / "data" / path).read_text("utf-8")
+    return json.loads(text) if text.lstrip().startswith("[") else [json.loads(one) for one in text.splitlines() if one]
+
+
+def test_declared_and_seen_preferences_are_the_same(shared):
+    rows = rows_of(shared, "LLaMA-Factory/data/dpo_en_demo.json")
+    declared = load(shared, "dpo_en_demo", Preference)
+    seen = by_path(shared, "LLaMA-Factory/data/dpo_en_demo.json", Preference)
+    for row, one, other in zip(rows, declared, seen, strict=True):
+        assert (one.prompt, one.answers) == (other.prompt, other.answers)
+        assert [answer.content for answer in one.answers] == [row["chosen"]["value"], row["rejected"]["value"]]
+        assert [turn.content for turn in one.prompt] == [turn["value"] for turn in row["conversations"]]
+
+
+def test_lists_of_two_outputs_are_preferences(shared):
+    """Rows whose two answers are one and the same are bad, and the only ones."""
+    rows = rows_of(shared, "LLaMA-Factory/data_2023/oaast_rm_zh.json")
+    alike = [number for number, row in enumerate(rows, 1)
+             if len({text.strip() for text in row["output"]}) < len(row["output"])]
+    records = by_path(shared, "LLaMA-Factory/data_2023/oaast_rm_zh.json", Preference, on_bad_row="skip")
+    assert len(records) == len(rows) - len(alike)
+    assert [entry.row for entry in records.ledger.entries] == alike
+    for record in records:
+        row = rows[record.origin.row - 1]
+        assert [answer.content for answer in record.answers] == row["output"]
+        assert record.prompt[-1].content.startswith(row["instruction"])
+
+
+def test_dialogues_that_share_their_prompt_are_preferences(shared):
+    records = by_path(shared, "Firefly/data/dummy_dpo.jsonl", Preference, on_bad_row="skip")
+    rows = rows_of(shared, "Firefly/data/dummy_dpo.jsonl")
+    assert len(records) + records.ledger.total("dropped") == len(rows)
+    for record in records:
+        row = rows[record.origin.row - 1]
+        assert [turn.content for turn in record.prompt] == [turn["content"] for turn in row["chosen"][:-1]]
+        assert [one.content for one in record.answers] == [row[name][-1]["content"] for name in ("chosen", "rejected")]
+    assert len(records) >= 0.7 * len(rows)
+
+
+def test_preferred_tool_calls(shared):
+    records = by_path(shared, "MedicalGPT/data/reward/toolcall_dpo_zh_demo.jsonl", Preference)
+    assert len(records) == 6 and all(record.tools for record in records)
+
+
+def test_verdicts(shared):
+    rows = rows_of(shared, "LLaMA-Factory/data/kto_en_demo.json")
+    declared = load(shared, "kto_en_demo", Feedback)
+    seen = by_path(shared, "LLaMA-Factory/data/kto_en_demo.json", Feedback)
+    assert [one.desirable for one in declared] == [row["label"] for row in rows] == [one.desirable for one in seen]
+    assert [one.messages for one in declared] == [one.messages for one in seen]
+
+
+@pytest.mark.parametrize(("path", "column", "extra"), [
+    ("MOSS/SFT_data/user_prompts/harmless_prompts.jsonl", "user_prompt", set()),
+    ("gsm8k/test.jsonl", "question", {"answer"}), ("MedicalGPT/data/grpo/sample.jsonl", "question", {"answer"}),
+    ("LLaMA-Factory/data/alpaca_zh_demo.json", "instruction", {"output"}),
+    ("BELLE/eval/eval_prompt.json", "prompt", {"class"})])
+def test_prompts(shared, path, column, extra):
+    rows = rows_of(shared, path)
+    records = by_path(shared, path, Prompt)
+    assert len(records) == len(rows)
+    for row, record in zip(rows, records, strict=True):
+        assert record.messages[-1].content.startswith(row[column]) and extra <= set(record.extra)
+
+
+def test_prompts_of_messages_keep_what_the_reward_needs(shared):
+    records = by_path(shared, "xtuner/tests/resource/gsm8k_train_example_data.jsonl", Prompt)
+    assert len(records) == 200 and all(record.extra["reward_model"]["ground_truth"] for record in records)
+
+
+def test_packed_real_data(shared):
+    records = by_path(shared, "human-eval/HumanEval.jsonl.gz", Prompt)
+    assert len(records) == len({record.extra["task_id"] for record in records}) > 50
+
+
+@pytest.mark.parametrize(("path", "number"), [
+    ("xtuner/tests/resource/openai_sft.jsonl", 64), ("Chinese-Vicuna/sample/chat/data_sample.jsonl", 3),
+    ("axolotl/tests/fixtures/conversation.json", 1)])
+def test_other_layouts_of_dialogue(shared, path, number):
+    assert len(by_path(shared, path, Conversation)) == number
+
+
+def test_titled_prose(shared):
+    folder = "LLaMA-Efficient-Tuning/data/pretrain_data"
+    assert len(by_path(shared, folder, Text, text_column="content")) == 3
+
+
+def test_every_entry_of_the_real_registry_is_understood(shared):
+    """Each entry names a source, or says in words why it cannot be read: pictures, sound, or a script."""
+    info = json.loads((shared / FACTORY / "data/dataset_info.json").read_text("utf-8"))
+    read, refused = 0, []
+    for name, entry in info.items():
+        config = DataConfig(dataset=name, dataset_dir=str(shared / FACTORY / "data"))
+        try:
+            source, = find_sources(config, "train")
+        except (CapabilityError, DataError) as error:
+            refused.append((name, str(error)))
+            continue
+        read += 1
+        assert source.ranking == entry.get("ranking", False)
+    assert read >= 80
+    assert all(any(word in text for word in ("not supported", "no file or folder", "script")) for _, text in refused)

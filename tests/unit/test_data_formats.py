@@ -130,7 +130,8 @@ def test_a_moss_plug_in_round_is_call_result_and_answer():
 
 def test_moss_dialogue_in_one_text_is_the_same():
     in_turns = read("moss", ROWS["moss"])
-    text = "<|Human|>: q0<eoh>\n<|MOSS|>: a0<eom>\n<|Human|>: q\ni<eoh>\n<|Inner Thoughts|>: None<eot>\n<|MOSS|>: a<eom>"
+    text = ("<|Human|>: q0<eoh>\n<|MOSS|>: a0<eom>\n"
+            "<|Human|>: q\ni<eoh>\n<|Inner Thoughts|>: None<eot>\n<|MOSS|>: a<eom>")
     assert read("moss", {"meta_instruction": "s", "chat": text}) == in_turns
     brackets = "[Human]: q0<eoh> [MOSS]: a0<eoa> [Human]: q\ni<eoh> [MOSS]: a<eoa>"
     row = {"meta_instruction": "s", "plain_text": brackets}

@@ -1,4 +1,4 @@
-"""Preference pairs, ranked lists, verdicts and prompts in every layout: the best answer is first, contradictions named."""
+"""Preference pairs, ranked lists, verdicts and prompts in every layout: the best answer first, broken rows named."""
 
 import json
 
@@ -111,7 +111,8 @@ def test_tools_of_preference_data_are_kept():
     ("alpaca", {"instruction": "q", "output": "one"}, "/: found the keys instruction, output, expected a key chosen"),
     ("preference", {"prompt": "q", "chosen": "a", "rejected": None}, "/rejected: found null, expected an answer"),
     ("preference", {"prompt": "q", "chosen": "a", "rejected": "a"}, "/rejected: found the same answer as in /chosen"),
-    ("preference", {"prompt": "q", "chosen": "a", "rejected": said("user", "b")}, "/rejected/content: found a user turn"),
+    ("preference", {"prompt": "q", "chosen": "a", "rejected": said("user", "b")},
+     "/rejected/content: found a user turn"),
     ("preference", {"chosen": [said("user", "q"), said("assistant", "a")],
                     "rejected": [said("user", "other"), said("assistant", "b")]},
      "/rejected/1/content: found turns before the answer that differ"),
@@ -125,14 +126,15 @@ def test_tools_of_preference_data_are_kept():
      "/conversations/1/value: found a dialogue that ends on an assistant turn"),
     ("hh", {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b"},
      "/rejected: found turns before the last answer that are not those of the chosen one"),
-    ("hh", {"chosen": "\n\nHuman: q\n\nHuman: p\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nHuman: p\n\nAssistant: b"},
+    ("hh", {"chosen": "\n\nHuman: q\n\nHuman: p\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
      "/chosen: found a user turn after a user turn"),
     ("hh", {"chosen": "hello", "rejected": "b"}, '/chosen: found "hello" (string), expected a transcript'),
     ("ranked", {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 1]},
      "/ranks/1: found 1 (number), as for answer 1, expected answers of which one is better"),
-    ("ranked", {"prompt": "q", "responses": ["a", "b"], "ranks": [1]}, "/ranks: found [1] (list), expected a list of 2"),
+    ("ranked", {"prompt": "q", "responses": ["a", "b"], "ranks": [1]}, "/ranks: found [1] (list), expected a list"),
     ("ranked", {"prompt": "q", "responses": ["a", "b"], "scores": ["x", 1]}, '/scores/0: found "x" (string)'),
-    ("ranked", {"prompt": "q", "responses": [{"text": "a", "rank": 1}, {"text": "b"}]}, "/responses/1/rank: found null"),
+    ("ranked", {"prompt": "q", "responses": [{"text": "a", "rank": 1}, {"text": "b"}]},
+     "/responses/1/rank: found null"),
     ("ranked", {"prompt": "q", "responses": ["a", "b"]}, "/responses: found answers without order"),
     ("ranked", {"prompt": "q", "responses": [3, "b"], "ranks": [1, 2]}, "/responses/0: found 3 (number)")])
 def test_broken_preference_rows_are_named(name, row, message):

@@ -25,8 +25,8 @@ from danlu.data.row_values import (
 from danlu.data.turns import Dialogue, Turn, build_conversation, check_question, without_answer
 
 __all__ = [
-    "DETECTION_ORDER", "FORMATS", "NOUNS", "VERDICTS", "Layout", "Row", "RowFormat", "RowProblem", "detect", "first_present", "kind_of",
-    "mapping_at", "optional_text_at", "text_at"]
+    "DETECTION_ORDER", "FORMATS", "NOUNS", "VERDICTS", "Layout", "Row", "RowFormat", "RowProblem", "detect",
+    "first_present", "kind_of", "mapping_at", "optional_text_at", "text_at"]
 
 VERDICTS = ("kto_tag", "label")
 RESPONSE = "response"  # where a prompt record keeps the answer that its dialogue had

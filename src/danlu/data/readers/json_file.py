@@ -29,8 +29,8 @@ class JsonFile:
         self.path = path
 
     def scan(self) -> Iterator[PlacedRow]:
-        if self._lines:
-            yield from self._lines.scan()
+        if self.lines:
+            yield from self.lines.scan()
             return
         with open_bytes(self.path) as file:
             text = _Text(self.path, file, WALK)
@@ -44,8 +44,8 @@ class JsonFile:
             text.end()
 
     def scan_from(self, place: int, number: int) -> Iterator[PlacedRow]:
-        if self._lines:
-            yield from self._lines.scan_from(place, number)
+        if self.lines:
+            yield from self.lines.scan_from(place, number)
             return
         with open_bytes(self.path) as file:
             file.seek(place)
@@ -53,13 +53,13 @@ class JsonFile:
                 yield replace(row, line=None)
 
     def read(self, place: int) -> Any:
-        if self._lines:
-            return self._lines.read(place)
+        if self.lines:
+            return self.lines.read(place)
         with bytes_from(self.path, place) as file:
             return _Text(self.path, file, GLANCE, byte=place).row(0).value
 
     @cached_property
-    def _lines(self) -> JsonLines | None:
+    def lines(self) -> JsonLines | None:
         """A reader of lines when the first line is a whole object and more text follows."""
         with open_bytes(self.path) as file:
             head = file.read(GLANCE).removeprefix(BOM).lstrip()
@@ -117,7 +117,8 @@ class _Text:
         while True:
             try:
                 value, end = json.JSONDecoder().raw_decode(self._text, self._at)
-                if end < len(self._text) or self._is_whole:
+                # A number that ends with the piece, or before "." or "e", may go on in the next.
+                if self._is_whole or (end < len(self._text) and self._text[end] not in ".eE"):
                     self._move(end)
                     return value
             except json.JSONDecodeError as error:
@@ -160,7 +161,8 @@ class _Text:
     def _more(self) -> None:
         """Read on; twice as much as is waiting, so that a long row is not parsed too often."""
         waiting = self._text[self._at:]
-        raw = self._undecoded + self._file.read(max(self._size, len(waiting)))
+        size = max(self._size, min(len(waiting), LONGEST_ROW - len(waiting)))
+        raw = self._undecoded + self._file.read(size)
         self._is_whole = len(raw) == len(self._undecoded)
         if self._read_to == 0 and raw.startswith(BOM):
             raw, self._read_to, self.byte = raw[len(BOM):], len(BOM), len(BOM)
