@@ -84,14 +84,14 @@ def test_the_frame_of_all_questions_does_not_count(tmp_path: Path) -> None:
 
 
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 0 with the report; 2 with --fail_above when the share is above it, and the report is there too."""
+    """Exit code 0 with the report; 1 with --fail_above when the share is above it, and the report is there too."""
     train = write(tmp_path / "t.jsonl", [{"text": QUESTION}])
     evaluation = write(tmp_path / "e.jsonl", [{"question": QUESTION}, {"question": QUESTION_ZH}])
     assert main(["data", "overlap", train, evaluation]) == 0
     said = capsys.readouterr().out
     assert "contaminated: 1 of 2 rows (50.00%)" in said and f"{train}:1" in said and f"{evaluation}:1" in said
     assert main(["data", "overlap", train, evaluation, "--fail-above", "0.5"]) == 0
-    assert main(["data", "overlap", train, evaluation, "--fail-above", "0.4", "--out", str(tmp_path / "r.jsonl")]) == 2
+    assert main(["data", "overlap", train, evaluation, "--fail-above", "0.4", "--out", str(tmp_path / "r.jsonl")]) == 1
     assert "50.00% of the evaluation rows" in capsys.readouterr().err
     rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert [row["is_contaminated"] for row in rows] == [True, False]

@@ -42,7 +42,7 @@ class OverlapConfig(StrictConfig):
         0.0, ge=0, le=1, description="A row is contaminated when more than this share of its n-grams is found.")
     max_rows: int = Field(10, ge=1, description="N-grams that more evaluation rows than this have do not count.")
     fail_above: float | None = Field(
-        None, ge=0, le=1, description="Exit code 2 when the share of contaminated rows is above this.")
+        None, ge=0, le=1, description="Exit code 1 when the share of contaminated rows is above this.")
     out: str | None = Field(None, description="File of JSON lines for the report: one line an evaluation row.")
     num_workers: int | None = Field(None, ge=1, description="Processes; unset: all cores, one for small data.")
     examples: int = Field(10, ge=0, description="Contaminated rows to print, the worst first.")
@@ -88,6 +88,11 @@ class OverlapReport:
         """Share of contaminated rows among those that could be judged."""
         judged = len(self.rows) - self.too_short
         return len(self.contaminated) / judged if judged else 0.0
+
+    @property
+    def is_above_limit(self) -> bool:
+        """Whether more rows are contaminated than `fail_above` allows."""
+        return self.config.fail_above is not None and self.share > self.config.fail_above
 
     def lines(self) -> list[str]:
         """Return the summary and the worst rows."""
@@ -272,10 +277,3 @@ def _rows(index: EvalIndex, is_found: NDArray[np.bool_], best: dict[int, tuple[i
         rows.append(EvalRow(source, row, grams, found[number], round(share, 4), share > config.min_share, origin,
                             round(count / grams, 4) if grams else 0.0, index.texts[number]))
     return rows
-
-
-def check_limit(report: OverlapReport, limit: float | None) -> None:
-    """Raise DataError when more rows are contaminated than the limit allows."""
-    if limit is not None and report.share > limit:
-        raise DataError(f"{report.share:.2%} of the evaluation rows are contaminated, more than {limit:.2%}",
-                        where="fail_above", fix="take the training rows named above out, or evaluate on other rows")
