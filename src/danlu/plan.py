@@ -14,9 +14,10 @@ from danlu.core.run_dir import RunDir
 from danlu.data.dataset import TokenDataset
 from danlu.engine.checkpoint import find_resume
 from danlu.engine.plan import Plan
+from danlu.engine.schedules import warmup_steps
 from danlu.losses.linear_cross_entropy import tile_rows_for
 from danlu.models.architecture import load_config
-from danlu.models.check import check_token_ids
+from danlu.models.check import check_positions, check_token_ids
 from danlu.models.memory import MemoryEstimate, ModelCounts, count_model, estimate_memory
 from danlu.models.source import check_model_source
 from danlu.models.vocabulary import highest_id
@@ -53,6 +54,8 @@ def plan(config: RunConfig) -> list[Section]:
     prepared = prepare(config)
     _check_ids(config, prepared)
     counts = count_model(config.model, config.adapter)
+    for dataset in _sets(prepared):
+        check_positions(dataset.longest(), counts.positions, None if config.model.rope_scaling else counts.context)
     sections = [Section("data", _data_rows(prepared))]
     saves = 0
     if prepared.train is not None:
@@ -81,13 +84,11 @@ def _data_rows(prepared: Prepared) -> list[tuple[str, str]]:
 
 def _step_rows(config: RunConfig, steps: Plan, resumes: Path | None, saves: int) -> list[tuple[str, str]]:
     engine = config.engine
-    warmup = engine.warmup_steps if engine.warmup_steps >= 1 else (
-        (engine.warmup_steps or engine.warmup_ratio) * steps.total_steps)
     return [
         ("examples per step", f"{steps.global_batch} = {engine.per_device_train_batch_size} x "
                               f"{engine.gradient_accumulation_steps} accumulated x {_processes()} processes"),
         ("steps", f"{steps.total_steps:,}, {steps.steps_per_epoch:,} per epoch"),
-        ("warm-up", f"{warmup:g} steps"),
+        ("warm-up", f"{warmup_steps(engine, steps.total_steps):,} steps"),
         ("log lines", _every(steps.log_every)), ("evaluations", _every(steps.eval_every)),
         ("checkpoints", f"{_every(steps.save_every)}, {saves} kept"),
         ("starts from", str(resumes) if resumes else "step 0"),

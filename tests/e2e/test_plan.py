@@ -55,6 +55,9 @@ def test_the_run_does_what_the_plan_says(config: dict[str, Any], danlu: Callable
     ({"model_name_or_path": "/nowhere"}, ["/nowhere"]),
     ({"dataset": "chatt"}, ["chatt", "did you mean"]),
     ({"lora_target": "q_prj"}, ["q_prj", "q_proj"]),
+    ({"adapter_name_or_path": "nowhere"}, ["adapter_name_or_path", "nowhere does not exist"]),
+    ({"lr_scheduler_type": "reduce_lr_on_plateau"}, ["eval_strategy"]),
+    ({"pissa_init": True, "quantization_bit": 4, "double_quantization": False}, ["pissa_init", "quantization_bit"]),
     ({"per_device_train_batch_size": 10**10, "dataloader_drop_last": True}, ["dataloader_drop_last leaves nothing"]),
     ({"per_device_train_batch_size": 10**10}, ["memory", "per_device_train_batch_size"]),
 ])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from danlu.core.errors import ConfigError
@@ -127,7 +128,7 @@ def test_early_stopping_and_best_checkpoint(tmp_path: Path) -> None:
 def test_strategies_without_evaluation_set_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to evaluate on"):
         train(tmp_path, eval_strategy="epoch")
-    with pytest.raises(ConfigError, match="follows evaluations"):
+    with pytest.raises(ValidationError, match="follows evaluations"):
         train(tmp_path, lr_scheduler_type="reduce_lr_on_plateau")
     with pytest.raises(ConfigError, match="empty"):
         train(tmp_path, data=ToyData(0))

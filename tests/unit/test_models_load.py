@@ -13,7 +13,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from danlu.core.errors import ConfigError, DataError, UserError
 from danlu.models.adapters import linear_names, resolve_targets
-from danlu.models.check import check_token_ids
+from danlu.models.architecture import learned_positions
+from danlu.models.check import check_positions, check_token_ids
 from danlu.models.config import AdapterConfig, ModelConfig, QuantizationConfig
 from danlu.models.freeze import layer_stack, train_some_layers
 from danlu.models.load import count_parameters, load_model
@@ -306,6 +307,16 @@ def test_ids_beyond_the_embedding_are_named(tmp_path: Path) -> None:
         assert part in str(caught.value)
     with pytest.raises(DataError, match="-1, 9999"):
         check_token_ids([-1, 9999], load_tokenizer(config), model)
+
+
+def test_texts_beyond_a_table_of_positions_are_refused() -> None:
+    """GPT-2 and OPT look 256 positions up (OPT has two rows more, for padding); Llama and BLOOM compute them."""
+    known = {family: learned_positions(tiny_model(family)) for family in ("gpt2", "opt", "llama", "bloom")}
+    assert known == {"gpt2": 256, "opt": 256, "llama": None, "bloom": None}
+    check_positions((256, ""), 256, 256)
+    check_positions((257, ""), None, 256)
+    with pytest.raises(DataError, match=r"rows\.jsonl:3: .* 257 tokens.*\n.*cutoff_len: 256"):
+        check_positions((257, "rows.jsonl:3"), 256, 256)
 
 
 # ---- adapters

@@ -234,5 +234,10 @@ def test_card_has_readable_front_matter(tmp_path: Path) -> None:
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(text.split("---")[1])
     assert front["base_model"] == "org/base" and front["library_name"] == "peft" and "sft" in front["tags"]
-    for part in ("| learning_rate | 0.0001 |", "| eval_loss | 1.25 |", "`alpaca_zh`", "danlu 0"):
+    for part in ("| learning_rate | 0.0001 |", "| eval_loss | 1.25 |", "`alpaca_zh`", "danlu 0", f"# {tmp_path.name}"):
         assert part in text
+
+
+def test_card_keeps_its_title_in_a_folder_of_passing_name(tmp_path: Path) -> None:
+    write_model_card(tmp_path, CardFacts(base="org/base", title="my-assistant"))
+    assert "\n# my-assistant\n" in (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -103,6 +103,12 @@ class TokenDataset(Sequence[Example]):
         """The largest token id of the set."""
         return int(self.meta["max_token_id"])
 
+    def longest(self) -> tuple[int, str]:
+        """Return the tokens of the longest text that stands by itself, and the origin of its example."""
+        segments = self._columns["segments"]
+        place = int(np.argmax(segments.flat))
+        return int(segments.flat[place]), self.origin(int(np.searchsorted(segments.ends, place, side="right")))
+
     def origin(self, index: int) -> str:
         """Return `file:row` of an example; of a packed one, those of its first records."""
         rows = self.origins(index)

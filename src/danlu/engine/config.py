@@ -144,6 +144,9 @@ class EngineConfig(StrictConfig):
             self._check_best()
         if self.early_stopping_steps is not None and self.eval_strategy == "no":
             raise ValueError("early_stopping_steps needs evaluations: set eval_strategy to steps or epoch")
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and self.eval_strategy == "no":
+            raise ValueError(f"lr_scheduler_type {self.lr_scheduler_type} follows evaluations: set eval_strategy to "
+                             "steps or epoch")
         return self
 
     def _check_best(self) -> None:

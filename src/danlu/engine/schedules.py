@@ -15,9 +15,6 @@ class Schedule:
     """One learning rate for the steps to come; told of every step and of every evaluation."""
 
     def __init__(self, optimizer: Optimizer, config: EngineConfig, total_steps: int) -> None:
-        if config.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and config.eval_strategy == "no":
-            raise ConfigError(f"lr_scheduler_type {config.lr_scheduler_type} follows evaluations, eval_strategy is no",
-                              fix="set eval_strategy to steps or epoch")
         self._optimizer = optimizer
         self._inner = _make(optimizer, config, total_steps)
         self._by_metric = isinstance(self._inner, (ReduceLROnPlateau, GreedyLR))

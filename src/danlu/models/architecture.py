@@ -1,8 +1,10 @@
 """Read a model's config and set what the user asks of it: attention kernel, rotary scaling, context length."""
 
 import math
+from itertools import chain
 from typing import Any
 
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from danlu.core.console import notice, warn
@@ -91,6 +93,17 @@ def context_length(model_config: Any) -> int | None:
         if isinstance(value, int):
             return value
     return None
+
+
+def learned_positions(model: nn.Module) -> int | None:
+    """Return how many positions a model can look up; None when it computes them (rotary, ALiBi) or has none.
+
+    Some architectures keep one or two rows of the table for padding; OPT has two.
+    """
+    context = context_length(model.config.get_text_config())
+    tables = [value for name, value in chain(model.named_parameters(), model.named_buffers())
+              if value.ndim == 2 and ("wpe" in name or "embed_positions" in name or "position_embeddings" in name)]
+    return context if context is not None and any(0 <= len(table) - context <= 2 for table in tables) else None
 
 
 def _config_error(name: str, error: Exception) -> UserError:

@@ -21,6 +21,7 @@ class CardFacts:
     datasets  names of the data sets
     settings  hyper-parameters by key
     metrics   results by name
+    title     headline; empty: the name of the folder
     """
 
     base: str
@@ -29,6 +30,7 @@ class CardFacts:
     datasets: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    title: str = ""
 
 
 def write_model_card(folder: Path, facts: CardFacts) -> None:
@@ -38,8 +40,8 @@ def write_model_card(folder: Path, facts: CardFacts) -> None:
     front: dict[str, Any] = {
         "base_model": base, "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation", "tags": [tag for tag in ("danlu", facts.stage, facts.method) if tag]}
-    lines = ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {folder.name}",
-             "", _sentence(facts, base), ""]
+    lines = ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", "",
+             f"# {facts.title or folder.name}", "", _sentence(facts, base), ""]
     lines += _table("Settings", facts.settings) + _table("Results", facts.metrics)
     lines += ["## Loading", "", "```python", *_loading(adapter), "```", "", "## Made with", ""]
     lines += [f"- {name} {version(name)}" for name in LIBRARIES]

@@ -1,4 +1,4 @@
-"""Before the first step: every token id of the data must have a row in the embedding.
+"""Before the first step: every token id and every position of the data must have a row in the embeddings.
 
 Without the check such an id ends a run on a GPU hundreds of steps in with "srcIndex < srcSelectDimSize", which names
 neither the token nor the file that brought it.
@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from danlu.core.console import notice
 from danlu.core.errors import DataError
 from danlu.models.source import local_folder
 from danlu.models.vocabulary import embedding_rows, file_that_adds, tokens_beyond
@@ -36,6 +37,22 @@ def check_token_ids(ids: Iterable[int], tokenizer: PreTrainedTokenizerBase, mode
     raise DataError(
         f"the data uses token ids that the model's embedding of {rows} rows does not have: {', '.join(named)}{more}"
         f"{_added_by(tokenizer, token)}", where=where, fix=_way_out(token))
+
+
+def check_positions(longest: tuple[int, str], learned: int | None, context: int | None) -> None:
+    """Refuse a text longer than the model's table of positions; say when it only exceeds what the model has seen.
+
+    longest  tokens of the longest text, and the row it is from
+    learned  rows of that table; None: positions are computed, not looked up
+    context  positions the model was built for; None: no limit
+    """
+    length, where = longest
+    if learned is not None and length > learned:
+        raise DataError(f"the longest text has {length:,} tokens, the model's table of positions {learned:,} rows",
+                        where=where, fix=f"set cutoff_len: {learned}")
+    if context is not None and length > context:
+        notice(f"the longest text has {length:,} tokens, the model was built for {context:,} positions; "
+               "rope_scaling stretches them, a lower cutoff_len avoids them")
 
 
 def _added_by(tokenizer: PreTrainedTokenizerBase, token: str | None) -> str:

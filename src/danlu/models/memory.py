@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from danlu.models.adapters import new_adapter
-from danlu.models.architecture import load_config
+from danlu.models.architecture import context_length, learned_positions, load_config
 from danlu.models.config import AdapterConfig, ModelConfig, QuantizationConfig
 from danlu.models.freeze import train_all, train_some_layers
 from danlu.models.load import count_parameters
 from danlu.models.quiet import quiet_loading
-from danlu.models.source import check_model_source
+from danlu.models.source import check_model_source, unreachable
 from danlu.models.tokenizer import adapter_paths
 
 FLOAT32 = 4
@@ -35,6 +35,8 @@ class ModelCounts:
 
     quantizable  weights of linear layers but the head
     widths       values that one layer keeps of each token for backward: 6 d + 2 H h + 2 K h + 4 f
+    positions    rows of a learned table of positions
+    context      positions the model was built for
     """
 
     total: int
@@ -44,6 +46,8 @@ class ModelCounts:
     hidden: int
     widths: int
     vocabulary: int
+    positions: int | None = None
+    context: int | None = None
 
     @property
     def frozen(self) -> int:
@@ -82,14 +86,15 @@ def count_model(model_cfg: ModelConfig, adapter_cfg: AdapterConfig) -> ModelCoun
 
 def counts_of(model: PreTrainedModel, adapter_cfg: AdapterConfig, *, adapter: str | None = None) -> ModelCounts:
     """Return the counts of a model without weights, after putting on it what trains: new, or the saved `adapter`."""
-    head = model.get_output_embeddings()
+    head, positions = model.get_output_embeddings(), learned_positions(model)
     quantizable = sum(module.weight.numel() for module in model.modules()
                       if isinstance(module, (nn.Linear, Conv1D)) and module is not head)
     trainable, total = count_parameters(_with_trainable(model, adapter_cfg, adapter))
     text = model.config.get_text_config()
     return ModelCounts(
         total=total, trainable=trainable, quantizable=quantizable, layers=text.num_hidden_layers,
-        hidden=text.hidden_size, widths=_widths(text), vocabulary=text.vocab_size)
+        hidden=text.hidden_size, widths=_widths(text), vocabulary=text.vocab_size,
+        positions=positions, context=context_length(text))
 
 
 def estimate_memory(
@@ -135,7 +140,7 @@ def _with_trainable(
         with torch.device("meta"), quiet_loading():
             if adapter is None:
                 return new_adapter(model, plain, "")
-            saved = PeftConfig.from_pretrained(adapter)
+            saved = _adapter_config(adapter)
             saved.inference_mode = False
             return get_peft_model(model, saved, low_cpu_mem_usage=True)
     if adapter_cfg.finetuning_type == "full":
@@ -143,6 +148,13 @@ def _with_trainable(
     else:
         train_some_layers(model, adapter_cfg)
     return model
+
+
+def _adapter_config(adapter: str) -> PeftConfig:
+    try:
+        return PeftConfig.from_pretrained(adapter)
+    except (OSError, ValueError) as error:
+        raise unreachable(adapter, error, "adapter_name_or_path") from error
 
 
 def _widths(text: PreTrainedConfig) -> int:

@@ -77,7 +77,8 @@ def _folder_or_hub_id(name: str, key: str) -> Path | None:
     if path.exists():
         raise UserError(f"{path} is a file; a folder or a hub id is expected", where=key,
                         fix=f"name the folder that holds it: {path.parent}")
-    if _HUB_ID.match(name) and not name.startswith(".") and not _looks_local(name):
+    is_bare_adapter = key == "adapter_name_or_path" and "/" not in name  # the hub has models of one word, no adapters
+    if _HUB_ID.match(name) and not name.startswith(".") and not _looks_local(name) and not is_bare_adapter:
         return None
     raise UserError(f"folder {name} does not exist", where=key, fix=_nearest(path))
 
