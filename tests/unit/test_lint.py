@@ -107,6 +107,29 @@ def test_ragged_csv_truncated_gz_and_empty_file(tmp_path: Path) -> None:
     assert [one.code for one in lint(empty).findings] == ["no-rows"]
 
 
+def test_places_in_other_kinds_of_file(tmp_path: Path) -> None:
+    """The fault is in row 2 everywhere: line 3 of the CSV, line 2 of packed lines, behind a BOM, row 2 of Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    rows = [{"instruction": "one", "output": "two"}, {"instruction": "three", "output": ""}]
+    table = tmp_path / "a.parquet"
+    pa.parquet.write_table(pa.Table.from_pylist(rows), table)
+    cells, packed, marked = tmp_path / "b.csv", tmp_path / "c.jsonl.gz", tmp_path / "d.jsonl"
+    cells.write_text("instruction,output\none,two\nthree,\n", encoding="utf-8")
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    packed.write_bytes(gzip.compress(lines.encode()))
+    marked.write_text("\ufeff" + lines.replace("two", ""), encoding="utf-8")
+    column = json.dumps(rows[1]).rindex('""') + 1
+    first = json.dumps(rows[0]).replace("two", "").rindex('""') + 1
+    for path, places in ((table, [(None, None)]), (cells, [(3, None)]), (packed, [(2, column)]),
+                         (marked, [(1, first), (2, column)])):
+        report = lint(path)
+        assert [(one.line, one.column) for one in report.sorted()] == places, path
+        assert {(one.code, one.pointer) for one in report.findings} == {("empty-turn", "/output")}
+    assert lint(table).findings[0].where.endswith("a.parquet row 2")
+
+
 def test_duplicates_contradictions_and_leaks(tmp_path: Path) -> None:
     """Five rows: 2 repeats 1, 4 answers 3's question otherwise, 5 is asked in the evaluation data in other case."""
     train = write(tmp_path / "train.jsonl", [
@@ -190,18 +213,22 @@ def test_exit_codes_and_nothing_half_written(tmp_path: Path, danlu: Run, capsys:
     good = write(tmp_path / "good.jsonl", [GOOD, GOOD])
     bad = write(tmp_path / "bad.jsonl", [GOOD, "x"])
     out = write(tmp_path / "out.jsonl", [])
+    (tmp_path / "empty").mkdir()
     assert danlu("data", ["lint", str(good)]) == 0
     assert danlu("data", ["lint", str(good), "--strict"]) == 1
     assert danlu("data", ["lint", str(bad)]) == 1
     for words, said in (
             ([str(tmp_path / "nowhere.jsonl")], "no file or folder"), ([str(good), "--fix", str(out)], "exists"),
             ([str(good), "--fix", str(tmp_path / "out.csv")], ".jsonl"), ([str(good), "--fromat", "alpaca"], "fromat"),
-            ([str(good), "--format", "alpca"], "alpaca"), ([], "usage"), ([str(good), "--limit", "x"], "--limit"),
+            ([str(good), "--format", "alpca"], "alpaca"), ([], "usage"),
+            ([str(tmp_path / "empty")], "no data file"),
+            ([str(bad), "--fix", str(tmp_path / "no" / "o.jsonl")], "folder"),
+            ([str(good), "--limit", "x"], "--limit"),
             ([str(good), "--only", "duplicat"], "duplicate"), (["--json"], "no data is named")):
         capsys.readouterr()
         assert danlu("data", ["lint", *words]) == 2, words
         assert said in capsys.readouterr().err
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["bad.jsonl", "good.jsonl", "out.jsonl"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["bad.jsonl", "empty", "good.jsonl", "out.jsonl"]
 
 
 def test_json_output_is_the_report(tmp_path: Path, danlu: Run, capsys: pytest.CaptureFixture[str]) -> None:

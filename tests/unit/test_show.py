@@ -44,6 +44,32 @@ def test_tokens_shown_as_trained_are_the_targets_of_the_loss() -> None:
     assert [token.id for token in view.tokens] == stream.input_ids.tolist()
 
 
+def test_views_are_the_examples_of_the_prepared_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from danlu.data.dataset import build_dataset
+    from danlu.data.loader import load_records
+    from danlu.stages.sft import SFT
+
+    monkeypatch.setenv("DANLU_CACHE", str(tmp_path / "cache"))
+    setting = context(dataset=(str(write_rows(tmp_path / "a.jsonl")),), cutoff_len=60)
+    records = load_records(setting.config, Conversation)
+    dataset, lens = build_dataset(records, SFT, setting), Lens.of(setting)
+    views = [view for one in records for view in view_record(one, SFT.encode, setting, lens, "t")]
+    assert len(views) == len(dataset) == 3
+    for view, example in zip(views, dataset, strict=True):
+        kept = [token for token in view.tokens if not token.is_cut]
+        assert [token.id for token in kept] == example.input_ids.tolist()
+        assert [token.is_trained for token in kept] == example.trained.tolist()
+
+
+def test_weights_of_messages_are_shown() -> None:
+    setting = context()
+    talk = Conversation((Message("user", "q"), Message("assistant", "a", 0.5), Message("user", "r"),
+                         Message("assistant", "b", 0.0)), Origin("made", 1))
+    view = view_record(talk, encode_conversations, setting, Lens.of(setting), "t")[0]
+    trained = [(token.text, token.weight) for token in view.tokens if token.is_trained]
+    assert trained == [("a", 0.5), ("<|im_end|>", 0.5)]
+
+
 def test_the_first_token_of_a_segment_is_shown_as_not_trained() -> None:
     setting = context()
     example = Example(np.array([9, 8, 7, 9, 8]), np.ones(5, np.bool_), None, (3, 2))
@@ -155,6 +181,25 @@ def test_terminal_marks_what_is_trained(
     assert danlu("data", ["show", str(path), "--model", str(tiny_base), "--example", "1", "--packing", "true"]) == 0
     packed = capsys.readouterr().out
     assert packed.count("<|im_start|>assistant") == 3, "all three rows are packed into one example"
+
+
+def test_a_training_file_is_shown_checked_and_counted(
+        tmp_path: Path, tiny_base: Path, danlu: Run, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    """Pre-training blocks of 16 tokens are all trained but their first; no document is too long for blocks."""
+    monkeypatch.setenv("DANLU_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "prose.jsonl"
+    path.write_text("".join(json.dumps({"text": f"the cat sat on mat {n} and what"}) + "\n" for n in range(9)), "utf-8")
+    run = tmp_path / "run.yaml"
+    run.write_text(f"stage: pt\nmodel_name_or_path: {tiny_base}\ndataset: {path}\ncutoff_len: 16\noutput_dir: x\n"
+                   "learning_rate: 1.0e-4\n", "utf-8")
+    assert danlu("data", ["show", str(run), "--example", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "16 tokens, 15 trained" in shown
+    assert danlu("data", ["lint", str(run), "--only", "eos-lost,too-long", "--strict"]) in (0, 1)
+    assert "eos-lost" not in capsys.readouterr().out
+    assert danlu("data", ["stats", str(run)]) == 0
+    assert "rows                   9" in capsys.readouterr().out
 
 
 def test_show_refuses_what_cannot_be_shown(

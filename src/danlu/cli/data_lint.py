@@ -91,6 +91,7 @@ def _tokens(config: RunConfig) -> tuple[TokenCheck | None, frozenset[str]]:
     # Imported here: without a tokenizer the check needs neither torch nor transformers.
     from danlu.data.encode import EncodeContext
     from danlu.models.tokenizer import load_tokenizer
+    from danlu.stages.base import STAGES
     from danlu.templates import resolve as resolve_template
     from danlu.templates.controls import control_strings
 
@@ -98,6 +99,8 @@ def _tokens(config: RunConfig) -> tuple[TokenCheck | None, frozenset[str]]:
     template = resolve_template(config.data.template, tokenizer)
     template.prepare_tokenizer(tokenizer)
     controls = control_strings(tokenizer, template.literal_text(tokenizer)) - {"<think>", "</think>"}
+    if not STAGES[config.stage].needs_template:
+        return None, controls  # documents are cut into blocks: none is too long
     return TokenCheck(EncodeContext(tokenizer, template, config.data)), controls
 
 

@@ -27,8 +27,8 @@ USAGE = """usage: danlu data show NAME|PATH ... --model FOLDER [--template NAME]
   --html OUT.html         write a page: tokens, counts, pictures of the lengths
   --stage, --cutoff_len, --packing, --train_on_prompt, --mask_history, ...   as in training
 
-In a terminal trained tokens are green, special ones bold, cut ones red; elsewhere trained text stands between ⟦ ⟧
-and cut text between ✂ ✂."""
+In a terminal trained tokens are green (yellow: their weight is not 1), special ones bold, cut ones red; elsewhere
+trained text stands between ⟦ ⟧ and cut text between ✂ ✂."""
 OPTIONS = {"row": "1-20", "example": "1-20", "html": "OUT.html"}
 BAR = 40
 BINS = 12
@@ -146,7 +146,8 @@ def _coloured(view: "View") -> "Text":
 
     text = Text()
     for token in view.tokens:
-        style = "red strike" if token.is_cut else "green" if token.is_trained else "bright_black"
+        colour = "green" if token.weight == 1 else "yellow" if token.is_trained else "bright_black"
+        style = "red strike" if token.is_cut else colour
         text.append(token.text, f"bold underline {style}" if token.is_special else style)
     return text
 

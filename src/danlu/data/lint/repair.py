@@ -72,10 +72,8 @@ def write_repaired(sources: Iterable[Source], table: RowTable, dropped: Mapping[
             writer = _Rows(rows, is_list=out.suffix.lower() == ".json")
             for read, value, changes in _decided(sources, table, dropped):
                 counts[_outcome(changes)] += 1
-                for change in changes:
-                    ledger.write(json.dumps(_entry(read, change), ensure_ascii=False) + "\n")
-                if value is not None:
-                    writer.add(value)
+                ledger.writelines(json.dumps(_entry(read, one), ensure_ascii=False) + "\n" for one in changes)
+                writer.add(value)
             writer.close()
         for temporary, target in zip(reversed(partial), reversed(targets), strict=True):
             os.replace(temporary, target)
@@ -191,7 +189,9 @@ class _Rows:
         self._file, self._is_list, self._count = file, is_list, 0
 
     def add(self, value: Any) -> None:
-        """Write one row."""
+        """Write one row, unless it is None."""
+        if value is None:
+            return
         # Lone surrogates stay escaped: a file cannot hold them.
         line = json.dumps(value, ensure_ascii=False, default=str)
         if not line.isascii() and any("\ud800" <= letter <= "\udfff" for letter in line):

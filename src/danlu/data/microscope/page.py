@@ -18,6 +18,7 @@ table { border-collapse: collapse; } td { padding: .15rem .8rem .15rem 0; border
   border: 1px solid var(--line); padding: .8rem; border-radius: 4px; }
 .t { background: var(--plain); border-radius: 2px; margin-right: 1px; } .t:hover { outline: 2px solid var(--special); }
 .tr { background: var(--trained); } .sp { color: var(--special); font-weight: bold; }
+.w { outline: 1px dashed var(--cut); }
 .cut { background: none; color: var(--cut); text-decoration: line-through; }
 .seg { border-left: 3px solid var(--special); padding-left: 3px; }
 .note { color: var(--cut); } h2 { margin-top: 2rem; font-size: 1.1rem; }
@@ -70,6 +71,7 @@ def picture(values: Counts, title: str, *, mark: int | None = None) -> str:
 def _legend() -> str:
     return ('<span class="t tr">trained</span> <span class="t">not trained</span> '
             '<span class="t sp">special</span> <span class="t tr sp">special, trained</span> '
+            '<span class="t tr w">trained with another weight than 1</span> '
             '<span class="t cut">cut</span> - point at a token for its id, position and weight')
 
 
@@ -82,7 +84,8 @@ def _section(view: View) -> str:
 
 def _token(token: Token, before: Token | None) -> str:
     names = ["t"] + [name for name, is_so in (
-        ("tr", token.is_trained), ("sp", token.is_special), ("cut", token.is_cut),
+        ("tr", token.is_trained), ("w", token.is_trained and token.weight != 1), ("sp", token.is_special),
+        ("cut", token.is_cut),
         ("seg", before is not None and before.segment != token.segment)) if is_so]
     where = "cut" if token.is_cut else f"position {token.position}, weight {token.weight:g}"
     text = escape(token.text).replace("\n", "↵\n")
