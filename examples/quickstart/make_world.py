@@ -19,6 +19,9 @@ LANGUAGES = ("en", "zh")
 ROUNDS = 14                 # how often the prose tells and asks each fact, in wordings drawn anew
 TALK_LENGTH = 4             # questions in one talk
 PREFERENCES = 4             # preference rows for each fact
+DIALOGUES = 500             # instruction rows with several rounds
+DIALOGUE_LENGTH = 3         # rounds in each of them
+DIALOGUES_SEED_OFFSET = 2
 REJECTED_SEED_OFFSET = 1    # a stream of chance of its own, so that preferences leave the other files alone
 
 
@@ -101,6 +104,14 @@ def instructions(facts: list[Fact]) -> Iterator[dict[str, str]]:
             yield {"instruction": question, "input": "", "output": fact.answer, "lang": fact.lang}
 
 
+def dialogues(facts: list[Fact], rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Yield alpaca rows with history: several questions in one dialogue, in either language, so that one may chat."""
+    for _ in range(DIALOGUES):
+        rounds = [(rng.choice(fact.questions("ask")), fact.answer) for fact in rng.sample(facts, DIALOGUE_LENGTH)]
+        (question, answer), history = rounds[-1], [list(earlier) for earlier in rounds[:-1]]
+        yield {"instruction": question, "input": "", "output": answer, "history": history}
+
+
 def held_out(facts: list[Fact]) -> Iterator[dict[str, str]]:
     """Yield alpaca rows whose wordings no training file contains."""
     for fact in facts:
@@ -126,12 +137,13 @@ def dataset_info() -> dict[str, Any]:
     return {
         "island_prose": {"file_name": "prose.jsonl", "columns": {"prompt": "text"}},
         "island_sft": {"file_name": "sft.jsonl", "columns": alpaca},
+        "island_dialogues": {"file_name": "dialogues.jsonl", "columns": {**alpaca, "history": "history"}},
         "island_held_out": {"file_name": "held_out.jsonl", "columns": alpaca},
         "island_preferences": {"file_name": "preferences.jsonl", "ranking": True, "columns": ranked},
     }
 
 
-def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write one JSON object a line, in UTF-8."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
@@ -141,9 +153,10 @@ def make_world(folder: Path, seed: int = 0) -> dict[str, int]:
     world = yaml.safe_load((Path(__file__).parent / "world.yaml").read_text(encoding="utf-8"))
     rng = random.Random(seed)
     facts = draw_facts(world, rng)
-    files: dict[str, list[dict[str, str]]] = {
+    files: dict[str, list[dict[str, Any]]] = {
         "prose.jsonl": [{"text": page} for page in write_prose(world, facts, rng)],
         "sft.jsonl": list(instructions(facts)),
+        "dialogues.jsonl": list(dialogues(facts, random.Random(seed + DIALOGUES_SEED_OFFSET))),
         "held_out.jsonl": list(held_out(facts)),
         "preferences.jsonl": list(preferences(facts, random.Random(seed + REJECTED_SEED_OFFSET))),
     }

@@ -12,7 +12,7 @@ sys.path.insert(0, str(QUICKSTART))
 
 from make_world import make_world  # noqa: E402  the example is a script beside its data, not a package
 
-FILES = ("prose.jsonl", "sft.jsonl", "held_out.jsonl", "preferences.jsonl", "dataset_info.json")
+FILES = ("prose.jsonl", "sft.jsonl", "dialogues.jsonl", "held_out.jsonl", "preferences.jsonl", "dataset_info.json")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,8 @@ def test_held_out_wordings_are_in_no_training_file(island: Path) -> None:
     """No held-out question stands in the prose, the instructions or the preferences, in whole."""
     seen = "\n".join(row["text"] for row in rows(island / "prose.jsonl"))
     asked = {row["instruction"] for name in ("sft", "preferences") for row in rows(island / f"{name}.jsonl")}
+    for row in rows(island / "dialogues.jsonl"):
+        asked |= {row["instruction"], *(question for question, _ in row["history"])}
     for row in rows(island / "held_out.jsonl"):
         assert row["instruction"] not in asked
         assert row["instruction"] not in seen
