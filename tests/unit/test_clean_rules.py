@@ -126,8 +126,10 @@ def test_html_leaves_code_and_comparisons(text: str) -> None:
 
 def test_boilerplate_lines() -> None:
     text = ("正文第一段。\n版权所有 某某公司\n点击查看更多\nReal sentence here.\nRead more >>\n"
-            "This site uses cookies to help.\n©2020 Corp")
+            "This site uses cookies to help.\n©2020 Corp\n扫码关注我们")
     assert judge("boilerplate", text).text == "正文第一段。\nReal sentence here."
+    prose = "扫码支付在中国流行。\n广告学是一门学问\nClick here and there it grew."
+    assert judge("boilerplate", prose).action == "keep"
     assert judge("boilerplate", "See also: x", also=["see also.*"]).text == ""
 
 
@@ -139,6 +141,7 @@ def test_boilerplate_lines() -> None:
     ("call (415) 555-2671 or +1 415-555-2671", "call [US_PHONE] or [US_PHONE]"),
     ("ssn 123-45-6789", "ssn [US_SSN]"), ("host 192.168.10.1 up", "host [IPV4] up"),
     ("card 4111 1111 1111 1111!", "card [BANK_CARD]!"),
+    ("378282246310005 and 3782-822463-10005", "[BANK_CARD] and [BANK_CARD]"),
 ])
 def test_personal_data(text: str, result: str) -> None:
     assert judge("pii", text).text == result
@@ -147,7 +150,7 @@ def test_personal_data(text: str, result: str) -> None:
 @pytest.mark.parametrize("text", [
     "110105194912310021", "4111 1111 1111 1112", "000-12-3456", "666-12-3456", "12812345678", "999.1.1.1", "127.0.0.1",
     "3.14159265358979", "v1.2.3", "order 20240131123456", "a@b", "11010519491331002X", "0x13812345678ab", "2024-01-31",
-    "version 10.2.30.4.5", "1+1=2", "13812345678901234"])
+    "version 10.2.30.4.5", "1+1=2", "13812345678901234", "15 - 1 = -13812345678", "4 1111 1111 1111 111"])
 def test_what_only_looks_like_personal_data(text: str) -> None:
     assert judge("pii", text).action == "keep"
 

@@ -76,7 +76,7 @@ def clean_chunk(recipe: Recipe, chunk: Chunk) -> CleanedChunk:
 
 
 def _clean_row(recipe: Recipe, row: PlacedRow, fields: list[TextField], done: CleanedChunk) -> None:
-    done.pointers.update({one.pointer for one in fields})
+    done.pointers.update(list(dict.fromkeys(one.pointer for one in fields)))
     judged = RowInWork(done.source, row.number, fields, [rule for _, rule in recipe.filters if rule.finds_secrets])
     for name, rule in recipe.filters:
         dropped = judged.edit(name, rule) if rule.edits else judged.judge(name, rule)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field
 
@@ -27,7 +28,12 @@ class GopherRepetition(Filter):
     duplicate_ngrams: dict[int, float] = Field(
         {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10},
         description="n -> most characters that n-grams found more than once may cover.")
-    min_words: int = Field(20, ge=0, description="Texts of fewer words are not judged by n-grams.")
+    min_words: int = Field(100, ge=0, description="Texts of fewer words are judged by `max_short` alone: in a few "
+                           "sentences an n-gram said twice is already a great part.")
+    max_short: float | None = Field(
+        0.5, ge=0, le=1, description="Most characters that repeated 5-grams may cover in a shorter text.")
+    scope: Literal["row", "field"] = Field(
+        "field", description="Judge each text of a row by itself, as answers repeat their questions, or all together.")
 
     def judge(self, text: str) -> Verdict:
         found = measure(text)
@@ -41,7 +47,10 @@ class GopherRepetition(Filter):
             if verdict:
                 return verdict
         scale = CJK_SIGNS_PER_WORD if found.is_cjk else 1
-        return self._by_ngrams(found.words, scale) if len(found.words) >= self.min_words * scale else KEEP
+        if len(found.words) >= self.min_words * scale:
+            return self._by_ngrams(found.words, scale)
+        covered = share(duplicate_ngram_chars(found.words, 5 * scale), sum(map(len, found.words)))
+        return self.outside("share of characters in duplicate 5-grams", covered, None, self.max_short) or KEEP
 
     def _by_ngrams(self, words: Sequence[str], scale: int) -> Verdict:
         total = sum(map(len, words))
