@@ -127,6 +127,8 @@ EFFECTS: dict[str, Effect] = dict([
     key("enable_thinking", False, template="qwen3"),
     key("preserve_thinking", True, dataset="thoughts", template="qwen3"),
     key("tokenized_path", "{run}/tokens", "files"),
+    key("streaming", True, "console", base="epochs"),
+    key("buffer_size", 1, base="epochs", streaming=True),
     # the length of the run
     key("output_dir", "{run}/elsewhere", "files"),
     ("overwrite_output_dir", Effect({"overwrite_output_dir": True}, "outcome", prior={"save_strategy": "no"})),

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +10,6 @@ from torch import nn
 
 from danlu.core.errors import CapabilityError, ConfigError
 from danlu.core.run_dir import RunDir
-from danlu.data.dataset import TokenDataset
 from danlu.engine.checkpoint import find_resume
 from danlu.engine.plan import Plan
 from danlu.engine.schedules import warmup_steps
@@ -54,7 +52,7 @@ def plan(config: RunConfig) -> list[Section]:
     prepared = prepare(config)
     _check_ids(config, prepared)
     counts = count_model(config.model, config.adapter)
-    for dataset in _sets(prepared):
+    for dataset in prepared.sets():
         check_positions(dataset.longest(), counts.positions, None if config.model.rope_scaling else counts.context)
     sections = [Section("data", _data_rows(prepared))]
     saves = 0
@@ -114,17 +112,13 @@ def _parameter_rows(counts: ModelCounts) -> list[tuple[str, str]]:
 
 def _memory(config: RunConfig, prepared: Prepared, counts: ModelCounts) -> MemoryEstimate:
     device, engine = _device(config), config.engine
-    longest = max((int(one.lengths.max()) for one in _sets(prepared)), default=0)
+    longest = max((int(one.lengths.max()) for one in prepared.sets()), default=0)
     tokens = longest * engine.per_device_train_batch_size
     return estimate_memory(
         counts, config.quantization, config.adapter, compute_dtype=run_precision(config).compute_dtype, tokens=tokens,
         logit_rows=min(tokens, tile_rows_for(tokens, counts.vocabulary, device)) if tokens else 0,
         optimizer_bytes=STATE_BYTES.get(engine.optim, 8.0),
         checkpointing=config.model.wants_checkpointing(device.type != "cpu"))
-
-
-def _sets(prepared: Prepared) -> Iterable[TokenDataset]:
-    return [one for one in (prepared.train, *prepared.evaluation.values()) if one is not None]
 
 
 def _memory_rows(need: MemoryEstimate) -> list[tuple[str, str]]:
@@ -160,7 +154,7 @@ def _check_ids(config: RunConfig, prepared: Prepared) -> None:
     if grows:
         rows = max(rows, highest_id(prepared.tokenizer) + 1)
     stand_in = _Rows(rows)
-    for dataset in _sets(prepared):
+    for dataset in prepared.sets():
         found = dataset.find_ids(rows)
         check_token_ids([index for index, _ in found], prepared.tokenizer, stand_in,
                         where=found[-1][1] if found else "")

@@ -16,6 +16,8 @@ from danlu.data.dataset import TokenDataset, build_dataset
 from danlu.data.encode import EncodeContext
 from danlu.data.loader import Records, load_records, split_validation
 from danlu.data.preview import describe_first
+from danlu.data.streaming.open_stream import Order, open_stream
+from danlu.data.streaming.token_stream import TokenStream
 from danlu.engine.distributed import on_main
 from danlu.engine.loop import Engine, TrainResult
 from danlu.models.architecture import context_length, learned_positions
@@ -48,8 +50,12 @@ class Prepared:
     stage: type[Stage]
     tokenizer: PreTrainedTokenizerBase
     context: EncodeContext
-    train: TokenDataset | None
+    train: TokenDataset | TokenStream | None
     evaluation: EvalSets
+
+    def sets(self) -> list[TokenDataset | TokenStream]:
+        """Return all sets there are."""
+        return [one for one in (self.train, *self.evaluation.values()) if one is not None]
 
 
 def train(config: RunConfig) -> dict[str, float]:
@@ -99,16 +105,20 @@ def prepare(config: RunConfig) -> Prepared:
 
 def load_data(
     config: RunConfig, stage: type[Stage], context: EncodeContext,
-) -> tuple[TokenDataset | None, EvalSets]:
-    """Return the encoded training set and the evaluation sets by name."""
+) -> tuple[TokenDataset | TokenStream | None, EvalSets]:
+    """Return the encoded training set, or the stream of it, and the evaluation sets by name."""
     data = config.data
     records: Records | None = None
     held_out: Records | None = None
-    if config.do_train or data.val_size:
+    train_set: TokenDataset | TokenStream | None = None
+    if data.streaming and (config.do_train or data.val_size):
+        train_set, held_out = open_stream(data, stage, context, _order(config))
+    elif config.do_train or data.val_size:
         records = load_records(data, stage.record, seed=config.engine.seed)
         if data.val_size:
             records, held_out = split_validation(records, data.val_size, config.engine.seed)
-    train_set = build_dataset(records, stage, context) if records is not None and config.do_train else None
+    if records is not None and config.do_train:
+        train_set = build_dataset(records, stage, context)
     eval_sets: EvalSets = {}
     if held_out is not None:
         eval_sets[""] = build_dataset(held_out, stage, context)
@@ -116,6 +126,12 @@ def load_data(
         for name, part in eval_records(config, stage).items():
             eval_sets[name] = build_dataset(part, stage, context)
     return train_set, eval_sets
+
+
+def _order(config: RunConfig) -> Order:
+    keys = config.engine
+    shuffling_seed = keys.data_seed if keys.data_seed is not None else keys.seed
+    return Order(keys.seed, shuffling_seed, not keys.disable_shuffling)
 
 
 def eval_records(config: RunConfig, stage: type[Stage]) -> Mapping[str, Records]:
@@ -134,7 +150,7 @@ def build_stage(config: RunConfig, prepared: Prepared, precision: Precision) -> 
     model = load_model(
         config.model, config.quantization, config.adapter, tokenizer=prepared.tokenizer, trainable=config.do_train,
         compute_dtype=precision.compute_dtype, max_length=config.data.cutoff_len)
-    for dataset in filter(None, (prepared.train, *prepared.evaluation.values())):
+    for dataset in prepared.sets():
         outside = dict(dataset.find_ids(embedding_rows(model)))
         check_token_ids(outside, prepared.tokenizer, model, where=next(iter(outside.values()), ""))
         check_positions(dataset.longest(), learned_positions(model), context_length(model.config.get_text_config()))
@@ -154,7 +170,10 @@ def fit(config: RunConfig, engine: Engine, stage: Stage, prepared: Prepared) -> 
     groups = optimizer_groups(
         stage.models.policy, learning_rate=keys.learning_rate, weight_decay=keys.weight_decay,
         loraplus_lr_ratio=keys.loraplus_lr_ratio, loraplus_lr_embedding=keys.loraplus_lr_embedding)
-    return engine.fit(stage, prepared.train, prepared.evaluation, groups=groups)
+    result = engine.fit(stage, prepared.train, prepared.evaluation, groups=groups)
+    if isinstance(prepared.train, TokenStream):
+        prepared.train.finish()
+    return result
 
 
 def save_result(

@@ -181,6 +181,9 @@ def _contradictions(config: RunConfig) -> Iterable[str]:
     if config.do_train and engine.eval_strategy != "no" and not has_evaluation:
         yield _mistake(config, "eval_strategy", f"is {engine.eval_strategy}, but there is no data to evaluate",
                        "give eval_dataset, or val_size above 0")
+    if data.streaming and engine.group_by_length:
+        yield _mistake(config, "group_by_length", "does not go with streaming: the lengths of rows to come are unknown",
+                       "leave group_by_length out, or set packing: true")
     if config.model.upcast_layernorm and config.adapter.pure_bf16:
         yield _mistake(config, "upcast_layernorm", "does not go with pure_bf16: layers in bfloat16 cannot take float32",
                        "set bf16: true instead of pure_bf16, or leave upcast_layernorm out")

@@ -161,7 +161,7 @@ def test_not_utf8(tmp_path: Path) -> None:
     ("quantization_method: hqq", ["HQQ is out of scope"]),
     ("finetuning_type: oft", ["OFT"]),
     ("stage: dpo", ["the stage dpo is not in this version"]),
-    ("streaming: true", ["data is encoded once and mapped from disk"]),
+    ("buffer_size: 0", ["at least 1"]),
     ("stage: grpo", ["the stage grpo is not in this version"]),
     ("compute_dtype: float32", ["derives it; remove the key"]),
     ("use_galore: true", ["GaLore is out of scope"]),

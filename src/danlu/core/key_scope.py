@@ -15,7 +15,6 @@ NO_EFFECT: dict[str, str] = _table({
         "use_unsloth use_unsloth_gc enable_liger_kernel use_liger_kernel liger_kernel_config use_v1_kernels",
     "weights are always loaded without a second copy in memory": "low_cpu_mem_usage",
     "losses and log-probabilities are always computed in float32": "upcast_lmhead_output",
-    "data is mapped from disk, not streamed": "buffer_size",
     "batches hold no padding": "ignore_pad_token_for_loss padding_side",
     "the number of layers is read from the model": "num_hidden_layers",
     "package versions are checked when danlu is installed": "disable_version_checking",
@@ -134,7 +133,6 @@ REFUSED_VALUES: dict[str, dict[str, str]] = {
             "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "adamw_apex_fused",
         ), "only the optimisers of torch and bitsandbytes are in scope"),
     },
-    "streaming": {"true": "data is encoded once and mapped from disk, so memory stays bounded; leave streaming out"},
     "stage": {name: f"the stage {name} {_LATER}" for name in ("rm", "ppo", "dpo", "kto", "grpo")},
 }
 

@@ -36,7 +36,11 @@ class DataConfig(StrictConfig):
     mask_history: bool = Field(
         False, description="Put loss on the last answer of a dialogue only.",
         json_schema_extra=not_in("pt"))
-    streaming: Literal[False] = Field(False, description="Read rows while training; not needed: memory is bounded.")
+    streaming: bool = Field(
+        False, description="Read and encode rows while training; for data too large to be encoded beforehand.")
+    buffer_size: int = Field(
+        16384, ge=1, description="Rows that a stream draws from at random; it reads ahead by as many.",
+        json_schema_extra=only_with(streaming=True))
     mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = Field(
         "concat", description="How several sets are mixed: one after the other, or drawn in turn until the first, "
         "or the last, is used up (once: no row twice).")
@@ -88,7 +92,15 @@ class DataConfig(StrictConfig):
         if self.mask_history and self.train_on_prompt:
             raise ValueError("mask_history and train_on_prompt exclude each other")
         self._check_mixing()
+        self._check_streaming()
         return self
+
+    def _check_streaming(self) -> None:
+        if self.streaming and self.tokenized_path:
+            raise ValueError("streaming and tokenized_path exclude each other: a stream is never written down")
+        if self.streaming and 0 < self.val_size < 1:
+            raise ValueError(f"val_size {self.val_size:g} is a share, and a stream sets its first rows aside: give "
+                             "their number, such as val_size: 1000")
 
     def _check_mixing(self) -> None:
         if self.interleave_probs and self.mix_strategy == "concat":

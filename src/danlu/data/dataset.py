@@ -144,7 +144,7 @@ def build_dataset(records: Records, stage_cls: Any, context: EncodeContext) -> T
             raise ConfigError(f"no prepared set in {folder}", where="tokenized_path", fix="name the data: set dataset")
     else:
         folder = cache_root() / "tokenized" / fingerprint.of_values(key.digest, records.files)
-    with _lock(folder):
+    with locked(folder):
         if not (folder / META).is_file() or (context.config.overwrite_cache and is_main_process()):
             _prepare(records, stage_cls, context, folder, key)
         else:
@@ -242,7 +242,7 @@ def _move(partial: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Let one process at a time prepare a set; the others wait and then find it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as file:

@@ -77,7 +77,7 @@ class Ledger:
         path = folder / FILE_NAME
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
-            for line in self._json_lines():
+            for line in self.json_lines():
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         return path
 
@@ -98,7 +98,8 @@ class Ledger:
             self.count(origin.source, action)
         self.entries.append(Entry(origin.source, origin.row, action, reason, detail))
 
-    def _json_lines(self) -> Iterable[dict[str, Any]]:
+    def json_lines(self) -> Iterable[dict[str, Any]]:
+        """Yield one line of counts for each source, then one for each entry."""
         for source, counts in sorted(self.counts.items()):
             yield {"source": source, **counts}
         for entry in self.entries:

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 
@@ -57,8 +57,8 @@ class SourceRows:
             numbers.append(row.number)
             places.append(row.place)
         if not files:
-            raise _no_rows(_where(self.files), self.ledger)
-        self._warn_of_absent_columns()
+            raise self.no_rows()
+        self.warn_of_absent_columns()
         return files, numbers, places
 
     def __len__(self) -> int:
@@ -66,9 +66,17 @@ class SourceRows:
 
     def __getitem__(self, index: int) -> Record:
         files, numbers, places = self.kept
-        file = self.files[files[index]]
-        origin = Origin(str(file.path), numbers[index])
-        return self._chosen.read(file.read(places[index]), self.source.layout, origin, self.record_type)
+        return self.read_at(files[index], places[index], numbers[index])
+
+    def read_at(self, index: int, place: int, number: int) -> Record:
+        """Return the record of a row that `check` has found good, by its file, place and number."""
+        file = self.files[index]
+        origin = Origin(str(file.path), number)
+        return self._chosen.read(file.read(place), self.source.layout, origin, self.record_type)
+
+    def no_rows(self) -> DataError:
+        """Return the error for a data set of which no row can be used."""
+        return _no_rows(_where(self.files), self.ledger)
 
     @property
     def _chosen(self) -> RowFormat:
@@ -80,10 +88,11 @@ class SourceRows:
         for index, file in enumerate(self.files):
             for row in file.scan():
                 self.ledger.count(str(file.path), "read")
-                if self._is_good(file, row):
+                if self.check(file, row) is not None:
                     yield index, row
 
-    def _is_good(self, file: RowFile, row: PlacedRow) -> bool:
+    def check(self, file: RowFile, row: PlacedRow) -> Record | None:
+        """Return the record of a row; None, with an entry in the ledger, when it is left out."""
         origin = Origin(str(file.path), row.number)
         try:
             record = self._read(row, origin)
@@ -91,11 +100,11 @@ class SourceRows:
             if self.config.on_bad_row == "error":
                 raise
             self.ledger.drop(origin, "bad row", error.what)
-            return False
+            return None
         if isinstance(record, Text) and not record.text.strip():
             self.ledger.drop(origin, "empty text")
-            return False
-        return True
+            return None
+        return record
 
     def _read(self, row: PlacedRow, origin: Origin) -> Record:
         """Return the row's record. Errors: DataError with file, line, JSON pointer, what was found and expected."""
@@ -128,7 +137,8 @@ class SourceRows:
             return skip
         return f"this row looks like {other}, unlike the rows before it: give each format a file of its own; or {skip}"
 
-    def _warn_of_absent_columns(self) -> None:
+    def warn_of_absent_columns(self) -> None:
+        """Name declared columns that no row read so far has."""
         declared = {name for name in (self.source.layout.columns or {}).values() if name}
         for name in sorted(declared - self._seen):
             hint = did_you_mean(name, self._seen)
@@ -144,10 +154,19 @@ class SourceRows:
             notice(f"{self.source.name} holds dialogue: each row's turns, one below the other, are one document")
 
 
+class Part(Protocol):
+    """Rows of one data set by their position."""
+
+    source: Source
+    files: tuple[RowFile, ...]
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
 class Records(Sequence[Record]):
     """The records of a run in their order. Nothing is read before the first length, item or walk."""
 
-    def __init__(self, parts: tuple[SourceRows, ...], places: Callable[[], Places], key: str, which: str,
+    def __init__(self, parts: Sequence[Part], places: Callable[[], Places], key: str, which: str,
                  ledger: Ledger) -> None:
         self.parts, self.fingerprint, self.which, self.ledger = parts, key, which, ledger
         self._find_places = places
@@ -197,15 +216,21 @@ def load_records(config: DataConfig, record_type: type[Record], *, which: str = 
             return Records((), lambda: np.zeros((0, 2), np.int64), "", which, Ledger())
         key = "dataset or train_file" if which == "train" else "eval_dataset or eval_file"
         raise ConfigError(f"no {which} data is named", where=key, fix=f"set {key}")
-    for source in sources:
-        _check_ranking(source, record_type)
     ledger = Ledger()
-    parts = tuple(SourceRows(source, record_type, config, ledger) for source in sources)
+    parts = open_sources(sources, record_type, config, ledger)
     probabilities = config.interleave_probs if which == "train" else ()
     strategy = config.mix_strategy if which == "train" else "concat"
     key = fingerprint.of_values([part.fingerprint for part in parts], config.max_samples, strategy, probabilities, seed,
                                 config.on_bad_row)
     return Records(parts, lambda: _order(parts, config, strategy, probabilities, seed), key, which, ledger)
+
+
+def open_sources(sources: Sequence[Source], record_type: type[Record], config: DataConfig,
+                 ledger: Ledger) -> tuple[SourceRows, ...]:
+    """Return the rows of each data set; refuse a set of another kind than the stage takes."""
+    for source in sources:
+        _check_ranking(source, record_type)
+    return tuple(SourceRows(source, record_type, config, ledger) for source in sources)
 
 
 def split_validation(records: Records, val_size: float, seed: int) -> tuple[Records, Records]:
@@ -290,4 +315,4 @@ def _how_to_declare() -> str:
             f"format: {', '.join(FORMATS)}")
 
 
-__all__ = ["Layout", "Records", "SourceRows", "load_records", "split_validation"]
+__all__ = ["Layout", "Records", "SourceRows", "load_records", "open_sources", "split_validation"]

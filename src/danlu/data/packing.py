@@ -17,10 +17,12 @@ class Arranged(Sequence[Example]):
     """Examples made of slices of encoded records, built when asked for.
 
     `is_one_stream` joins the slices of an example into one segment; otherwise each is a segment of its own.
+    `is_open` says that the last example has room and would take the start of a further record.
     """
 
-    def __init__(self, encoded: Sequence[Encoded], plan: Sequence[Sequence[Slice]], *, is_one_stream: bool) -> None:
-        self._encoded, self._plan, self._is_one_stream = encoded, plan, is_one_stream
+    def __init__(self, encoded: Sequence[Encoded], plan: Sequence[Sequence[Slice]], *, is_one_stream: bool,
+                 is_open: bool = False) -> None:
+        self._encoded, self._plan, self._is_one_stream, self.is_open = encoded, plan, is_one_stream, is_open
 
     def __len__(self) -> int:
         return len(self._plan)
@@ -42,6 +44,10 @@ class Arranged(Sequence[Example]):
             np.concatenate([_weights(one)[start:end] for one, start, end in pieces]) if has_weights else None,
             (sum(lengths),) if self._is_one_stream else lengths,
             index)
+
+    def slices(self, index: int) -> tuple[Slice, ...]:
+        """Return which tokens of which encoded records an example is made of."""
+        return tuple(self._plan[index])
 
     def members(self, index: int) -> tuple[int, ...]:
         """Return which encoded records an example is made of."""
@@ -72,9 +78,10 @@ def blocks_or_keep(encoded: Sequence[Encoded], config: DataConfig) -> Sequence[E
     lengths = [len(one.input_ids) for one in encoded]
     if config.packing is False:
         plan = [[piece] for which, length in enumerate(lengths) for piece in _cut(which, length, config.cutoff_len)]
-    else:
-        plan = list(_blocks(lengths, config.cutoff_len))
-    return Arranged(encoded, plan, is_one_stream=not config.neat_packing)
+        return Arranged(encoded, plan, is_one_stream=not config.neat_packing)
+    plan = list(_blocks(lengths, config.cutoff_len))
+    return Arranged(encoded, plan, is_one_stream=not config.neat_packing,
+                    is_open=sum(lengths) % config.cutoff_len > 0)
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

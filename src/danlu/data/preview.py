@@ -1,15 +1,23 @@
 """One example as a person can read it: what the model sees, and between ⟦ ⟧ what it is trained to say."""
 
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from danlu.core.stream import Example
-from danlu.data.dataset import TokenDataset
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LONGEST_RUN = 240
+
+
+class NamedExamples(Protocol):
+    """Examples by position, each with the rows it was made from."""
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def origin(self, index: int) -> str:
+        """Return `file:row` of an example."""
 
 
 def describe_example(example: Example, tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -24,7 +32,7 @@ def describe_example(example: Example, tokenizer: "PreTrainedTokenizerBase") -> 
     return "┃".join(parts).replace("\n", "↵")
 
 
-def describe_first(dataset: TokenDataset, tokenizer: "PreTrainedTokenizerBase") -> str:
+def describe_first(dataset: NamedExamples, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return two lines: the size of the first example, and its text with the trained tokens marked."""
     example = dataset[0]
     size = f"{len(example.input_ids)} tokens, {int(example.trained.sum())} trained"

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from danlu.data.streaming.token_stream import TokenStream
+
 IndexArray = NDArray[np.int64]
 
 
@@ -63,6 +65,19 @@ def _grouped(order: IndexArray, lengths: IndexArray, batch: int, random: np.rand
     longest = int(np.argmax([lengths[one].max() for one in batches]))
     others = [i for i in random.permutation(len(batches)) if i != longest]
     return np.concatenate([batches[longest], *[batches[i] for i in others], rest])
+
+
+@dataclass(slots=True)
+class StreamBatches:
+    """The global batches of a stream, which come in one order only; its own state says which is next."""
+
+    stream: TokenStream
+    global_batch: int
+    drop_last: bool = False
+
+    def batch(self, step: int) -> list[int]:
+        """Return the positions of the next global batch; an epoch ends with an incomplete one unless drop_last."""
+        return self.stream.batch(self.global_batch, drop_last=self.drop_last)
 
 
 def share(batch: Sequence[int], rank: int, world_size: int) -> list[int]:

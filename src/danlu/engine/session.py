@@ -11,6 +11,7 @@ from torch import nn
 
 from danlu.core.console import notice, say
 from danlu.core.run_dir import RunDir
+from danlu.data.streaming.token_stream import TokenStream
 from danlu.engine import checkpoint, distributed, optimizers
 from danlu.engine.config import EngineConfig
 from danlu.engine.evaluate import Examples
@@ -18,7 +19,7 @@ from danlu.engine.hooks import Hook
 from danlu.engine.plan import Plan
 from danlu.engine.reporting import Reporter
 from danlu.engine.resume import Saver, check_same_run, fingerprint
-from danlu.engine.sampler import Sampler, share
+from danlu.engine.sampler import Sampler, StreamBatches, share
 from danlu.engine.schedules import Schedule
 from danlu.engine.state import TrainerState, random_state, restore_random_state
 from danlu.engine.step import Stepper, StepResult
@@ -38,7 +39,7 @@ class Session:
     dataset: Examples
     eval_sets: dict[str, Examples]
     plan: Plan
-    sampler: Sampler
+    sampler: Sampler | StreamBatches
     optimizer: Any
     schedule: Schedule
     stepper: Stepper
@@ -66,7 +67,7 @@ class Session:
         if not self.optimizer.step_was_skipped:
             self.schedule.after_step()
         state.global_step = number + 1
-        state.epoch = self.plan.epoch(state.global_step)
+        state.epoch = self.dataset.epoch if isinstance(self.dataset, TokenStream) else self.plan.epoch(number + 1)
         state.num_input_tokens_seen += result.tokens
         state.num_examples_seen += len(batch)
         state.total_flos += self.flops_per_token * result.tokens
@@ -114,6 +115,9 @@ class Session:
         random_states = checkpoint.load_tensors(folder, "rng_state.pt")
         if self.accelerator.process_index < len(random_states):
             restore_random_state(random_states[self.accelerator.process_index])
+        stream = checkpoint.load_tensors(folder, "stream.pt")
+        if stream is not None and isinstance(self.dataset, TokenStream):
+            self.dataset.restore(stream)
         self.resumed_from = folder
 
     def close(self) -> None:
@@ -131,6 +135,8 @@ class Session:
                    "rng_state.pt": random_states}
         if self.accelerator.scaler is not None:
             tensors["scaler.pt"] = self.accelerator.scaler.state_dict()
+        if isinstance(self.dataset, TokenStream):
+            tensors["stream.pt"] = self.dataset.state()
         return tensors
 
     def _fingerprint(self) -> dict[str, Any]:
@@ -184,7 +190,9 @@ def _place(stage: Stage, accelerator: Accelerator, config: EngineConfig) -> None
             frozen.to(accelerator.device).eval().requires_grad_(False)
 
 
-def _sampler(config: EngineConfig, plan: Plan, dataset: Examples) -> Sampler:
+def _sampler(config: EngineConfig, plan: Plan, dataset: Examples) -> Sampler | StreamBatches:
+    if isinstance(dataset, TokenStream):
+        return StreamBatches(dataset, plan.global_batch, config.dataloader_drop_last)
     lengths = dataset.lengths if config.group_by_length else None
     seed = config.data_seed if config.data_seed is not None else config.seed
     return Sampler(plan.num_examples, plan.global_batch, seed, not config.disable_shuffling,

@@ -18,6 +18,7 @@ from danlu.data.row_file import LONGEST_ROW, ROW_FILES, PlacedRow, decode, json_
 
 WRAPPERS = ("data", "rows", "examples", "records", "train")
 BLANK = " \t\r\n"
+DECODER = json.JSONDecoder()
 WALK, GLANCE = 1 << 20, 1 << 13  # bytes read at first: on a walk through the file, for one row
 
 
@@ -116,7 +117,7 @@ class _Text:
         self.peek()
         while True:
             try:
-                value, end = json.JSONDecoder().raw_decode(self._text, self._at)
+                value, end = DECODER.raw_decode(self._text, self._at)
                 # A number that ends with the piece, or before "." or "e", may go on in the next.
                 if self._is_whole or (end < len(self._text) and self._text[end] not in ".eE"):
                     self._move(end)

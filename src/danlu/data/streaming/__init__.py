@@ -1,0 +1,1 @@
+"""Training on rows as they are read: files of any size, a shuffle buffer, exact resume. Imports no torch."""
