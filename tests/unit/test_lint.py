@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -179,6 +180,18 @@ def test_near_duplicates_have_the_similarity_that_arithmetic_gives(tmp_path: Pat
     assert [(one.code, one.line, one.reason[:4]) for one in report.findings] == [("near-duplicate", 3, "0.99")]
 
 
+def test_planted_near_duplicates_are_found_and_only_they(tmp_path: Path) -> None:
+    """Of 200 random texts of 300 letters each has a copy with one letter changed in the middle: 5 of its 296 grams
+    differ, so the similarity is 291 / 301 = 0.967, and a pair is missed with probability (1 - 0.967^4)^8 = 5e-8."""
+    random = Random(7)
+    texts = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz ", k=300)).replace(" ", "_") for _ in range(200)]
+    copies = [text[:150] + "天" + text[151:] for text in texts]
+    report = lint(write(tmp_path / "a.jsonl", [{"text": text} for text in [*texts, *copies]]), limit=500)
+    assert report.counts == {"near-duplicate": 200}
+    assert [one.line for one in report.sorted()] == list(range(201, 401))
+    assert {one.reason[:4] for one in report.findings} == {"0.97"}
+
+
 def test_clean_data_has_no_findings(tmp_path: Path) -> None:
     rows = [talk(f"what is {n} times {n}", f"it is {n * n}, and {'x' * n} stays") for n in range(1, 60)]
     assert not lint(write(tmp_path / "a.jsonl", rows)).counts
@@ -207,6 +220,18 @@ def test_repair_keeps_mends_and_drops_and_writes_why(tmp_path: Path) -> None:
         (5, "dropped", "duplicate"), (6, "dropped", "broken-json")]
     assert not lint(done.path).counts
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a.jsonl", "out.jsonl", "out.jsonl.ledger.jsonl"]
+
+
+def test_half_a_character_is_told_not_stumbled_over(tmp_path: Path, tiny_base: Path, danlu: Run,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON may hold `\\ud83d` alone, half of a cat: no tokenizer takes it and no terminal prints it."""
+    path = write(tmp_path / "a.jsonl", [GOOD, json.dumps(talk("a", "x \ud83d y"), ensure_ascii=True)])
+    for words in ([], ["--json"], ["--model", str(tiny_base)]):
+        assert danlu("data", ["lint", str(path), *words]) == 1
+        assert "lone-surrogate" in capsys.readouterr().out
+    assert danlu("data", ["stats", str(path), "--model", str(tiny_base)]) == 0
+    assert danlu("data", ["lint", str(path), "--fix", str(tmp_path / "out.jsonl")]) == 1
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8").count("\n") == 1
 
 
 def test_exit_codes_and_nothing_half_written(tmp_path: Path, danlu: Run, capsys: pytest.CaptureFixture[str]) -> None:

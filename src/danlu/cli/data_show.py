@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from danlu.cli.data_sets import Words, read_words
-from danlu.core.console import say
+from danlu.core.console import notice, say
 from danlu.core.errors import ConfigError, DataError
 from danlu.run_config import RunConfig
 
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from danlu.data.dataset import TokenDataset
     from danlu.data.microscope.sums import Sums
     from danlu.data.microscope.view import View
     from danlu.recipe import Prepared
@@ -32,6 +33,7 @@ trained text stands between ⟦ ⟧ and cut text between ✂ ✂."""
 OPTIONS = {"row": "1-20", "example": "1-20", "html": "OUT.html"}
 BAR = 40
 BINS = 12
+STREAMED = 10_000
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,16 +50,17 @@ def main(argv: Sequence[str]) -> int:
         raise DataError(f"the folder {out.parent} does not exist", where=f"--html {out}", fix="make it first")
     chosen = _chosen(words, is_page=out is not None)
     # Imported here so that a mistake in the words is told at once.
+    from danlu.data.dataset import TokenDataset
     from danlu.data.microscope.sums import sum_up
     from danlu.recipe import prepare
 
     config = _training_only(config)
     prepared = prepare(config)
-    assert prepared.train is not None
+    assert isinstance(prepared.train, TokenDataset)
     template, tokenizer = prepared.context.template, prepared.tokenizer
     stops = set(template.stop_token_ids(tokenizer)) if template else {tokenizer.eos_token_id}
     sums = sum_up(prepared.train, stops)
-    views = list(_views(config, prepared, words, chosen))
+    views = list(_views(config, prepared, prepared.train, words, chosen))
     if out is None:
         _print(sums, views)
     else:
@@ -66,7 +69,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _training_only(config: RunConfig) -> RunConfig:
-    data = config.data.model_copy(update={"eval_dataset": (), "eval_file": None, "val_size": 0.0})
+    update: dict[str, object] = {"eval_dataset": (), "eval_file": None, "val_size": 0.0, "streaming": False}
+    if config.data.streaming and config.data.max_samples is None:
+        notice(f"streaming: the sums are of the first {STREAMED:,} rows of each set; max_samples sets another number")
+        update["max_samples"] = STREAMED
+    data = config.data.model_copy(update=update)
     return replace(config, do_train=True, data=data)
 
 
@@ -83,12 +90,12 @@ def _chosen(words: Words, *, is_page: bool) -> list[int]:
     return chosen
 
 
-def _views(config: RunConfig, prepared: "Prepared", words: Words, chosen: list[int]) -> Iterator["View"]:
+def _views(config: RunConfig, prepared: "Prepared", dataset: "TokenDataset", words: Words,
+           chosen: list[int]) -> Iterator["View"]:
     from danlu.data.loader import load_records
     from danlu.data.microscope.view import Lens, view_record
 
-    lens, dataset = Lens.of(prepared.context), prepared.train
-    assert dataset is not None
+    lens = Lens.of(prepared.context)
     if "example" in words.options:
         for index in _within(chosen, len(dataset), "example", words):
             yield lens.example(dataset[index], f"example {index + 1} ({dataset.origin(index)})")

@@ -9,7 +9,7 @@ from danlu.data.lint.near import MOST_CANDIDATES, Sketches
 from danlu.data.lint.pointer import place_of, pointer_to, value_at
 from danlu.data.lint.reading import Fault, ReadRow, RowReader
 from danlu.data.lint.table import MOST_ROWS, Repeat, RowTable
-from danlu.data.lint.texts import Identity, Suspicion, TextCheck, identity_of, texts_of
+from danlu.data.lint.texts import Identity, Suspicion, TextCheck, identity_of, is_whole, texts_of
 from danlu.data.lint.tokens import TokenCheck, TokenFault
 from danlu.data.registry import Source
 from danlu.data.row_file import PlacedRow, RowFile
@@ -64,7 +64,7 @@ class Lint:
         if not is_eval and not self.table.is_full:
             self._sketches.add(len(self.table), _joined(read.record))
         self._remember(read.row, identity_of(read.record))
-        if self.tokens is not None and not is_eval:
+        if self.tokens is not None and not is_eval and is_whole(read.record):
             self._add_token_faults(self.tokens.add(read.file, read.row, read.record))
 
     def _remember(self, row: PlacedRow, identity: Identity) -> None:

@@ -1,7 +1,7 @@
 """What lint finds: one code for each kind of fault, with its severity, meaning and cure; and the bounded report."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 Severity = Literal["error", "warning"]
@@ -36,7 +36,8 @@ CODES: dict[str, Kind] = {
     "no-final-answer": Kind("error", "a dialogue that does not end on the assistant",
                             "add the answer, or cut the open question with --fix"),
     "equal-answers": Kind("error", "a preference pair of equal answers", "drop the row with --fix"),
-    "lone-surrogate": Kind("error", "half of a surrogate pair, which no tokenizer takes", "write the whole character"),
+    "lone-surrogate": Kind("error", "half of a surrogate pair, which no tokenizer takes",
+                           "write the whole character, or drop the row with --fix"),
     "template-refuses": Kind("error", "a dialogue that the template cannot express", "choose another template"),
     "leak": Kind("error", "an evaluation prompt inside the training data", "drop the training row with --fix"),
     "duplicate": Kind("warning", "a row that is there already", "drop it with --fix"),
@@ -108,7 +109,8 @@ class Report:
     def add(self, finding: Finding) -> None:
         """Count a finding, and keep it while there are few of its code."""
         if self.is_listed(finding.code):
-            self.findings.append(finding)
+            # Half of a surrogate pair, which a file may hold as an escape, cannot be printed.
+            self.findings.append(replace(finding, value=_printable(finding.value), reason=_printable(finding.reason)))
         self.counts[finding.code] += 1
 
     def count(self, code: str, number: int = 1) -> None:
@@ -128,6 +130,10 @@ class Report:
         return {"rows": self.rows, "errors": self.total("error"), "warnings": self.total("warning"),
                 "counts": dict(self.counts), "findings": [one.to_dict() for one in self.sorted()],
                 "listed_per_code": self.limit, "notes": self.notes}
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def short(value: Any) -> str:

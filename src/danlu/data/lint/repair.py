@@ -19,6 +19,7 @@ from danlu.data.formats.sharegpt import MESSAGES
 from danlu.data.lint.pointer import value_at
 from danlu.data.lint.reading import ReadRow, RowReader, code_of
 from danlu.data.lint.table import RowTable
+from danlu.data.lint.texts import is_whole
 from danlu.data.registry import Source
 from danlu.data.row_format import RowProblem, first_present
 
@@ -116,6 +117,8 @@ def _repaired(read: ReadRow, reader: RowReader) -> tuple[Any, list[Change]]:
         unread = "; rows behind it were not read" if read.row is None else ""
         return None, [Change("dropped", fault.code if fault else "unreadable", reason + unread)]
     if read.fault is None:
+        if read.record is not None and not is_whole(read.record):
+            return None, [Change("dropped", "lone-surrogate", "half of a surrogate pair")]
         return read.row.value, []
     origin = Origin(str(read.file.path), read.row.number)
     value, changes = mend(read.row.value, reader, origin)

@@ -14,6 +14,7 @@ GENERIC_CONTROLS = (
     r"\[\|(?:system|user|assistant|endofturn)\|\]")
 PLACEHOLDER = re.compile(r"\{\{ ?[\w.\- ]{1,40} ?\}\}")
 SUSPECTS = re.compile(r"[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]|\{\{")
+HALVES = re.compile("[\ud800-\udfff]")
 LONGEST_ROW = 1_000_000
 
 
@@ -93,6 +94,11 @@ def texts_of(record: Record) -> Iterator[str]:
         yield message.content
         if message.reasoning:
             yield message.reasoning
+
+
+def is_whole(record: Record) -> bool:
+    """Say whether no text of a record holds half of a surrogate pair."""
+    return not any(HALVES.search(text) for text in texts_of(record))
 
 
 def messages_of(record: Record) -> tuple[Message, ...]:

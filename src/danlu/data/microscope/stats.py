@@ -15,7 +15,7 @@ from danlu.data.encode import EncodeContext, encode_conversations
 from danlu.data.ledger import Ledger
 from danlu.data.lint.languages import language_of
 from danlu.data.lint.reading import RowReader
-from danlu.data.lint.texts import messages_of, texts_of
+from danlu.data.lint.texts import is_whole, messages_of, texts_of
 from danlu.data.lint.tokens import trainable
 from danlu.data.registry import Source
 
@@ -92,7 +92,7 @@ def _count_tokens(records: list[Record], context: EncodeContext, stats: Stats) -
     """Add lengths as they are before anything is cut."""
     limit = context.config.cutoff_len
     config = context.config.model_copy(update={"cutoff_len": NO_LIMIT, "on_bad_row": "skip"})
-    rows = [one for record in records for one in trainable(record)]
+    rows = [one for record in records if is_whole(record) for one in trainable(record)]
     stats.cutoff_len = limit
     for one in encode_conversations(rows, replace(context, ledger=Ledger(), config=config)):
         stats.tokens.append(len(one.input_ids))
