@@ -152,6 +152,8 @@ class _Text:
         raise too_long(self.path, self.line, "row") if may_go_on else self._broken(error)
 
     def _move(self, to: int) -> None:
+        if to == self._at:
+            return
         passed = self._text[self._at:to]
         self.byte += len(passed) if passed.isascii() else len(passed.encode())
         breaks = passed.count("\n")
