@@ -121,8 +121,8 @@ def _registered(name: str, entry: Any, info: Path, config: DataConfig) -> Source
     hub, modelscope = entry.get("hf_hub_url"), entry.get("ms_hub_url")
     if hub or modelscope:
         is_modelscope = bool(modelscope) and (not hub or _wants_modelscope())
-        name = modelscope if is_modelscope else hub
-        return replace(source, hub=HubId(str(name), entry.get("subset"), split, entry.get("folder"), is_modelscope))
+        hub_id = str(modelscope if is_modelscope else hub)
+        return replace(source, hub=HubId(hub_id, entry.get("subset"), split, entry.get("folder"), is_modelscope))
     raise _unsupported(entry, where)
 
 
