@@ -4,16 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from danlu.core.errors import DataError
+from danlu.core.errors import ConfigError, DataError
 from danlu.core.records import Conversation, Message, Origin
 from danlu.core.registry import Registry
 from danlu.templates.controls import MARK, Marker
 from danlu.templates.encoded import Encoded
 from danlu.templates.rendered import Dialogue, Rendered, last_answer, without_marks
 from danlu.templates.tokenize import Tokens, tokenize
+from danlu.templates.tool_format import ToolFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,6 +71,20 @@ class ChatTemplate(ABC):
         """Say what the reader should know about this template with this tokenizer."""
         return None
 
+    @property
+    def tools(self) -> ToolFormat | None:
+        """Format of tools that the template declares, or None."""
+        return None
+
+    def tools_of(self, tokenizer: "PreTrainedTokenizerBase") -> ToolFormat | None:
+        """Return the format in which answers call tools, to read them back; None where it is not known."""
+        return self.tools
+
+    def with_tool_format(self, name: str) -> "ChatTemplate":
+        """Return the same template with another format of tools."""
+        raise ConfigError(f"{self.name} chat template writes tools in its own way", where="tool_format",
+                          fix="take the key out, or choose a named `template`")
+
     def encode_batch(
         self, conversations: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions,
     ) -> list[Encoded]:
@@ -109,8 +125,9 @@ class ChatTemplate(ABC):
         render = self.renderer(tokenizer, options)
         rows = []
         for dialogue in dialogues:
-            marked = tuple(marker.message(m) for m in dialogue.messages)
-            rows.append(without_marks(render(replace(dialogue, messages=marked)), MARK))
+            marked = replace(dialogue, messages=tuple(map(marker.message, dialogue.messages)),
+                             tools=tuple(map(marker.value, dialogue.tools)))
+            rows.append(without_marks(render(marked), MARK))
         return rows
 
     def stop_token_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -140,7 +157,16 @@ def with_default_system(messages: tuple[Message, ...], system: str | None) -> tu
 
 
 def single_token(tokenizer: "PreTrainedTokenizerBase", text: str) -> int | None:
-    """Return the id of `text` when this tokenizer has it as one token, else None."""
+    """Return the id of `text` when this tokenizer has it as one token, else None; asked once for each vocabulary."""
+    size, known = _SINGLE.get(tokenizer, (0, {}))
+    if size != len(tokenizer):
+        size, known = _SINGLE[tokenizer] = len(tokenizer), {}
+    if text not in known:
+        known[text] = _look_up(tokenizer, text)
+    return known[text]
+
+
+def _look_up(tokenizer: "PreTrainedTokenizerBase", text: str) -> int | None:
     index = tokenizer.convert_tokens_to_ids(text)
     if not isinstance(index, int) or (index == tokenizer.unk_token_id and text != tokenizer.unk_token):
         return None
@@ -178,4 +204,6 @@ def _encoded(talk: Conversation, row: Rendered, tokens: Tokens, options: EncodeO
         tuple((start, answer, end) for start, answer, _, end in tokens.turns), talk.origin)
 
 
+# Tokenizers, their size when asked, and the answers; a token that is added makes the size another one.
+_SINGLE: WeakKeyDictionary["PreTrainedTokenizerBase", tuple[int, dict[str, int | None]]] = WeakKeyDictionary()
 TEMPLATES: Registry[ChatTemplate] = Registry("template", "danlu.templates")

@@ -10,12 +10,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def resolve(name: str | None, tokenizer: "PreTrainedTokenizerBase", *, needs_dialogue: bool = True) -> ChatTemplate:
-    """Return the template for this tokenizer.
+def resolve(name: str | None, tokenizer: "PreTrainedTokenizerBase", *, needs_dialogue: bool = True,
+            tool_format: str | None = None) -> ChatTemplate:
+    """Return the template for this tokenizer, with another format of tools where one is chosen.
 
     No name: the tokenizer's own chat template, or `default`, with a notice where dialogue needs one. Raises
     ConfigError, with the closest known name, for an unknown name.
     """
+    chosen = _choose(name, tokenizer, needs_dialogue=needs_dialogue)
+    return chosen.with_tool_format(tool_format) if tool_format and needs_dialogue else chosen
+
+
+def _choose(name: str | None, tokenizer: "PreTrainedTokenizerBase", *, needs_dialogue: bool) -> ChatTemplate:
     if name:
         return TEMPLATES[name]
     if tokenizer.chat_template:

@@ -1,9 +1,9 @@
 """Control tokens written in a message stay ordinary text: find them, mark them, and cut the text there."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from danlu.core.records import Message
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 # A Unicode noncharacter: never part of real text, so it may travel through a template and mark a place to cut.
 MARK = "\ufdd0"
 THOUGHT_TAGS = ("<think>", "</think>")
+# Templates look these keys up, so they stay as they are even where a vocabulary has such a word as a token of its own.
+_STRUCTURE = {"type", "function", "name", "arguments", "description", "parameters", "properties", "required", "id"}
 
 
 def control_strings(tokenizer: "PreTrainedTokenizerBase", literal_text: str) -> frozenset[str]:
@@ -51,7 +53,7 @@ def mark(text: str, pattern: re.Pattern[str]) -> str:
 
 
 class Marker:
-    """Marks the control-token look-alikes in messages; `<think>` in an answer is the model's own and stays."""
+    """Marks control-token look-alikes in messages and tools; `<think>` in an answer is the model's own and stays."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", literal_text: str) -> None:
         strings = control_strings(tokenizer, literal_text)
@@ -64,8 +66,23 @@ class Marker:
         pattern = self._answered if message.role == "assistant" else self._said
         if pattern is None:
             return message
-        content = mark(message.content.replace(MARK, "\ufffd"), pattern)
-        reasoning = message.reasoning and mark(message.reasoning, pattern)
-        if content == message.content and reasoning == message.reasoning:
+        content = _mark(message.content, pattern)
+        reasoning = message.reasoning and self.value(message.reasoning)
+        calls = tuple(map(self.value, message.tool_calls))
+        if content == message.content and reasoning == message.reasoning and calls == message.tool_calls:
             return message
-        return replace(message, content=content, reasoning=reasoning)
+        return replace(message, content=content, reasoning=reasoning, tool_calls=calls)
+
+    def value(self, value: Any) -> Any:
+        """Return JSON-like data, a definition or a call of a tool, with marks in every text."""
+        if self._said is None:
+            return value
+        if isinstance(value, str):
+            return _mark(value, self._said)
+        if isinstance(value, Mapping):
+            return {key if key in _STRUCTURE else self.value(key): self.value(one) for key, one in value.items()}
+        return [self.value(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _mark(text: str, pattern: re.Pattern[str]) -> str:
+    return mark(text.replace(MARK, "\ufffd"), pattern)

@@ -26,6 +26,7 @@ declare(
     observation="<|observation|>\n{content}",
     generation="<|assistant|>",
     assistant="\n{content}{eos}",
+    tool_format="glm4",
     stop=_ROLES,
 )
 declare(
@@ -36,6 +37,7 @@ declare(
     observation="<|observation|>\n{content}",
     generation="<|assistant|>",
     assistant="\n{content}{eos}",
+    tool_format="glm4",
     stop=_ROLES,
 )
 declare(
@@ -47,5 +49,6 @@ declare(
     observation="<|observation|>\n{content}",
     generation="<|assistant|>\n",
     assistant="{content}{eos}",
+    tool_format="glm4",
     stop=_ROLES,
 )

@@ -17,6 +17,7 @@ _LLAMA3 = {
     "generation": "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "assistant": "{content}<|eot_id|>",
     "stop": ("<|eot_id|>", "<|eom_id|>"),
+    "tool_format": "llama3",
 }
 _SKYWORK = (
     "You are Skywork-o1, a thinking model developed by Skywork AI, specializing in solving complex problems involving "
@@ -37,4 +38,5 @@ declare(
     generation="<|header_start|>assistant<|header_end|>\n\n",
     assistant="{content}<|eot|>",
     stop=("<|eot|>", "<|eom|>"),
+    tool_format="llama3",
 )

@@ -9,6 +9,7 @@ declare(
     user="[INST] {content}[/INST]",
     observation='[TOOL_RESULTS] {"content": {content}}[/TOOL_RESULTS]',
     assistant=" {content}{eos}",
+    tool_format="mistral",
     is_plain=True,
 )
 declare(
@@ -17,10 +18,12 @@ declare(
     system_in_user=True,
     user="[INST]{content}[/INST]",
     observation='[TOOL_RESULTS]{"content": {content}}[/TOOL_RESULTS]',
+    tool_format="mistral_tekken",
 )
 declare(
     "mistral_small",
     system="[SYSTEM_PROMPT]{content}[/SYSTEM_PROMPT]",
     user="[INST]{content}[/INST]",
     observation='[TOOL_RESULTS]{"content": {content}}[/TOOL_RESULTS]',
+    tool_format="mistral_tekken",
 )

@@ -10,13 +10,16 @@ from danlu.core.errors import DataError, UserError
 from danlu.core.records import Message
 from danlu.templates.base import ChatTemplate, EncodeOptions
 from danlu.templates.controls import control_pattern, control_strings
+from danlu.templates.own_thinking import check_reasoning, is_empty_block, with_reasoning
+from danlu.templates.own_tools import check_calls, check_tools, format_of
 from danlu.templates.own_turns import Shape, find_turns
 from danlu.templates.rendered import Dialogue, Rendered, Turn
+from danlu.templates.tool_format import ToolFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_ASKED, _ANSWERED, _ASKED_AGAIN = "Uq7 question", "Aq7 answer", "Vq7 question"
+_ASKED, _ANSWERED, _ASKED_AGAIN, _REASONED = "Uq7 question", "Aq7 answer", "Vq7 question", "Rq7 reasons"
 _CHOOSE = "choose a named `template` (default, chatml, ...), or mend the tokenizer's chat_template"
 
 
@@ -69,10 +72,21 @@ class TokenizerTemplate(ChatTemplate):
         """Return the function that renders a dialogue and finds its answers."""
         return partial(self._write, tokenizer, options, self._probe(tokenizer, options))
 
+    def literal_text(self, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """Return every variant of the template."""
+        return self.source if isinstance(self.source, str) else "\n".join(self.source.values())
+
+    def tools_of(self, tokenizer: "PreTrainedTokenizerBase") -> ToolFormat | None:
+        """Return the format that reads back the call this template writes, if one does."""
+        return format_of(lambda messages, tools: self._render(
+            messages, tokenizer, EncodeOptions(enable_thinking=None), False, tools, "a trial dialogue"))
+
     def _write(
         self, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions, shape: Shape, dialogue: Dialogue,
     ) -> Rendered:
         where = str(dialogue.origin)
+        dialogue = replace(dialogue, messages=with_reasoning(
+            dialogue.messages, options, reads_field=shape.reads_reasoning))
         text = self._render(dialogue.messages, tokenizer, options, dialogue.is_prompt, dialogue.tools, where)
 
         def prompt_of(count: int) -> str | None:
@@ -81,6 +95,7 @@ class TokenizerTemplate(ChatTemplate):
             except DataError:
                 return None
 
+        check_tools(text, dialogue)
         turns = find_turns(text, dialogue.messages, shape, prompt_of)
         if turns is None and dialogue.is_prompt:
             return Rendered(text)
@@ -90,6 +105,8 @@ class TokenizerTemplate(ChatTemplate):
         if dialogue.messages[0].role == "system" and dialogue.messages[0].content.strip() not in text:
             notice("the tokenizer's own chat template leaves the system message out of some dialogues "
                    f"({where} is the first); a named `template` writes it in all")
+        check_calls(text, turns, dialogue)
+        check_reasoning(text, turns, dialogue, options)
         closing = shape.end_of_turn or tokenizer.eos_token
         if turns and closing and not (dialogue.is_prompt or shape.is_closed):
             return self._closed(text, dialogue, turns, closing)
@@ -124,7 +141,12 @@ class TokenizerTemplate(ChatTemplate):
         second = longer.rfind(_ASKED_AGAIN)
         between = longer[longer.rfind(_ANSWERED, 0, second) + len(_ANSWERED):second]
         strings = control_strings(tokenizer, self._text(())) - {tokenizer.bos_token}
-        shape = Shape(generation or behind_user, lead, trail, between.removeprefix(trail), control_pattern(strings))
+        reasoned = self._render((asked, replace(answered, reasoning=_REASONED)), tokenizer, options, False, (),
+                                "a trial dialogue")
+        if options.enable_thinking is None and is_empty_block(lead):
+            generation, lead = (generation or behind_user) + lead, ""
+        shape = Shape(generation or behind_user, lead, trail, between.removeprefix(trail), control_pattern(strings),
+                      reads_reasoning=_REASONED in reasoned)
         last, earlier = shape.first_control(trail), shape.first_control(between)
         if last != earlier and last in shape.generation:
             return replace(shape, end_of_turn=earlier, opener=last)

@@ -21,6 +21,7 @@ class Shape:
     is_closed    whether `trail` holds an end-of-turn token
     end_of_turn  that token, or the one behind earlier answers
     opener       a control token in `trail` that asks for the next answer and ends none
+    reads_reasoning  whether the template writes a message's field for reasoning
     """
 
     generation: str
@@ -31,6 +32,7 @@ class Shape:
     is_closed: bool = False
     end_of_turn: str = ""
     opener: str = ""
+    reads_reasoning: bool = False
 
     def first_control(self, text: str) -> str:
         """Return the first control token in `text`, or nothing."""

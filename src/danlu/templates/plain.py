@@ -14,6 +14,7 @@ declare(
     user="Human: {content}{eos}\n",
     generation="Assistant:",
     assistant="{content}{eos}\n",
+    tool_format="default",
 )
 declare(
     "default_2023",

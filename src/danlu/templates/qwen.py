@@ -6,7 +6,9 @@ from danlu.templates.thinking import Thinking
 
 _QWEN = {
     **CHATML,
-    "observation": "<|im_start|>user\n<tool_response>\n{content}\n</tool_response><|im_end|>\n",
+    "observation": "<|im_start|>user\n{content}<|im_end|>\n",
+    "result": "<tool_response>\n{content}\n</tool_response>",
+    "tool_format": "qwen",
 }
 
 declare("qwen", **_QWEN, default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")

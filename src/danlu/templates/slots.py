@@ -1,11 +1,11 @@
-"""The small language of a template's slots: text with {content}, {bos}, {eos} and {index}."""
+"""The small language of slots: text with {content}, {bos}, {eos}, {index}; in formats of tools {name} and its kind."""
 
 import json
 import re
 from dataclasses import dataclass
 from functools import cache
 
-_FIELD = re.compile(r"\{(content|bos|eos|index)\}")
+_FIELD = re.compile(r"\{(content|bos|eos|index|name|quoted|arguments|definition)\}")
 
 
 @dataclass(frozen=True, slots=True)

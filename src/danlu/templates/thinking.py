@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from danlu.core.records import Message
+from danlu.templates.controls import THOUGHT_TAGS
 
 if TYPE_CHECKING:
     from danlu.templates.base import EncodeOptions
@@ -58,8 +59,14 @@ class Thinking:
 
     def _parts(self, message: Message) -> tuple[str, str]:
         """Return reasoning and content; a block written at the head of the content counts as reasoning."""
-        first, last = self.tags
-        if message.reasoning is None and message.content.startswith(first) and last in message.content:
-            reasoning, content = message.content[len(first):].split(last, 1)
-            return reasoning.strip("\n"), content.lstrip("\n")
-        return (message.reasoning or "").strip("\n"), message.content
+        inline = inline_reasoning(message, self.tags)
+        return inline or ((message.reasoning or "").strip("\n"), message.content)
+
+
+def inline_reasoning(message: Message, tags: tuple[str, str] = THOUGHT_TAGS) -> tuple[str, str] | None:
+    """Return the reasoning that stands at the head of an answer's content, and the rest; None when there is none."""
+    first, last = tags
+    if message.reasoning is not None or not message.content.startswith(first) or last not in message.content:
+        return None
+    reasoning, content = message.content[len(first):].split(last, 1)
+    return reasoning.strip("\n"), content.lstrip("\n")

@@ -1,0 +1,1 @@
+"""Formats of tool definitions and calls, one family per file."""
