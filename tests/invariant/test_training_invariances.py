@@ -10,16 +10,20 @@ import torch
 from safetensors.torch import load_file
 
 from danlu.cli.main import main
+from danlu.stages.base import STAGES
+from tests.e2e.test_stages_learn import DATA
 from tests.reading import losses
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"finetuning_type": "full"},
+    "freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
     "lora": {"finetuning_type": "lora", "lora_dropout": 0.1},
+    "qlora": {"finetuning_type": "lora", "lora_dropout": 0.1, "quantization_bit": 4},
 }
 
 
 def train(base: Path, world: Path, out: Path, **settings: Any) -> Path:
-    """Run six SFT steps on the tiny dialogues and return the output folder."""
+    """Run six steps (SFT on the tiny dialogues, unless `settings` say otherwise) and return the output folder."""
     config: dict[str, Any] = {
         "model_name_or_path": str(base), "stage": "sft", "do_train": True, "dataset": "chat", "dataset_dir": str(world),
         "output_dir": str(out), "learning_rate": 5e-3, "max_steps": 6, "logging_steps": 1, "save_steps": 100,
@@ -45,15 +49,17 @@ def assert_close(left: Path, right: Path, tolerance: float) -> None:
         torch.testing.assert_close(tensor, other[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
+@pytest.mark.parametrize("stage", list(STAGES))
 @pytest.mark.parametrize("layout", [
     pytest.param({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}, id="1x8"),
     pytest.param({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, id="2x4"),
 ])
-def test_accumulation_does_not_change_the_run(layout: dict[str, int], tiny_base: Path, world: Path,
+def test_accumulation_does_not_change_the_run(layout: dict[str, int], stage: str, tiny_base: Path, world: Path,
                                               tmp_path: Path) -> None:
     """8x1 and 1x8 see the same eight examples a step; sums are divided by the step's own count, so all agree."""
-    whole = train(tiny_base, world, tmp_path / "whole", finetuning_type="full", per_device_train_batch_size=8)
-    parts = train(tiny_base, world, tmp_path / "parts", finetuning_type="full", **layout)
+    same = {"stage": stage, "dataset": DATA[stage], "finetuning_type": "full", "packing": False}
+    whole = train(tiny_base, world, tmp_path / "whole", **same, per_device_train_batch_size=8)
+    parts = train(tiny_base, world, tmp_path / "parts", **same, **layout)
     assert_close(whole, parts, 2e-4)
 
 
@@ -66,13 +72,15 @@ def test_packing_does_not_change_the_run(tiny_base: Path, world: Path, tmp_path:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_resumed_run_is_bit_identical(method: str, tiny_base: Path, world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_resumed_run_is_bit_identical(stage: str, method: str, tiny_base: Path, world: Path, tmp_path: Path) -> None:
     """Stopped after step 3 and started again, a run logs the same losses and writes the same bits, dropout included."""
-    never = train(tiny_base, world, tmp_path / "never", save_steps=3, **METHODS[method])
+    same = {"stage": stage, "dataset": DATA[stage], "packing": False, "save_steps": 3, **METHODS[method]}
+    never = train(tiny_base, world, tmp_path / "never", **same)
     again = tmp_path / "again"
     shutil.copytree(never, again, ignore=shutil.ignore_patterns("checkpoint-6", "*.safetensors"))
     shutil.copytree(never / "checkpoint-3", again / "checkpoint-3", dirs_exist_ok=True)
-    train(tiny_base, world, again, save_steps=3, **METHODS[method])
+    train(tiny_base, world, again, **same)
     assert losses(again)[-3:] == losses(never)[-3:]
     one, other = weights(never), weights(again)
     assert all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
