@@ -121,7 +121,7 @@ def _stop(mistakes: Iterable[str]) -> None:
 def _settle_purpose(values: dict[str, Any]) -> list[str]:
     """Fill in what older configurations leave unsaid: that they train, or which set they evaluate."""
     told = []
-    if not any(values.get(key) for key in ("do_train", "do_eval", "do_predict")):
+    if not any(values.get(key) for key in ("do_train", "do_eval", "do_predict")) and "do_train" not in values:
         values["do_train"] = True
         told.append("none of do_train, do_eval, do_predict is true: training, as do_train: true")
     evaluates = values.get("do_eval") or values.get("do_predict")
@@ -172,6 +172,9 @@ def _contradictions(config: RunConfig) -> Iterable[str]:
         yield _mistake(config, "model_name_or_path", "is missing", "give the folder of the base model")
     if not engine.output_dir:
         yield _mistake(config, "output_dir", "is missing", "give a folder for the results")
+    if not (config.do_train or config.do_eval or config.do_predict):
+        yield _mistake(config, "do_train", "is false, and neither do_eval nor do_predict is true: nothing to do",
+                       "remove do_train, or set one of them to true")
     if config.do_train and not (data.dataset or data.train_file or data.tokenized_path):
         yield _mistake(config, "dataset", "is missing", "name a set of dataset_info.json, or give train_file a path")
     has_evaluation = bool(data.eval_dataset or data.eval_file or data.val_size or data.tokenized_path)
