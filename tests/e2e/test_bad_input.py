@@ -66,6 +66,13 @@ def test_wrong_row(good: dict[str, Any], danlu: Callable[..., int], capsys: pyte
     refused(capsys, danlu("train", {**good, "dataset": str(rows)}), "rows.jsonl:2", "output", "7")
 
 
+def test_half_of_a_character(good: dict[str, Any], danlu: Callable[..., int], capsys: pytest.CaptureFixture[str],
+                             tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "a", "output": "b \\ud83d"}\n', encoding="utf-8")
+    refused(capsys, danlu("train", {**good, "dataset": str(rows)}), "rows.jsonl:1", "ud83d")
+
+
 def test_empty_data_set(good: dict[str, Any], danlu: Callable[..., int], capsys: pytest.CaptureFixture[str],
                         tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("", encoding="utf-8")

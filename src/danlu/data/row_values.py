@@ -1,8 +1,10 @@
 """The values inside a row: looked up with words for what is missing. Knows nothing of formats."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 Row = Any  # what one line or element of a file holds: mostly a mapping, sometimes a list or a string
 
 
@@ -43,7 +45,11 @@ def text_at(row: Mapping[str, Any], names: tuple[str, ...], pointer: str = "") -
         raise RowProblem(pointer, keys_of(row), f"a key {' or '.join(names)}")
     if not isinstance(row[name], str):
         raise RowProblem(f"{pointer}/{name}", kind_of(row[name]), "a string")
-    return str(row[name])
+    text = str(row[name])
+    if not text.isascii() and (half := _SURROGATE.search(text)):
+        shown = ascii(half.group())[1:-1]
+        raise RowProblem(f"{pointer}/{name}", f"half of a character ({shown})", "text that UTF-8 holds")
+    return text
 
 
 def optional_text_at(row: Mapping[str, Any], names: tuple[str, ...], pointer: str = "") -> str:

@@ -17,6 +17,7 @@ FILE_FAULTS = (
     ("the line is longer", "endless-line"), ("the row is longer", "endless-line"),
     ("ends", "truncated-file"))
 ROW_FAULTS = (
+    ("found", "half of a character", "lone-surrogate"),
     ("found", "an empty ", "empty-turn"), ("found", "no turns", "no-turns"),
     ("found", "the same answer ", "equal-answers"),
     ("expected", "an assistant turn at the end", "no-final-answer"),
