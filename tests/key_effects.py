@@ -126,6 +126,7 @@ EFFECTS: dict[str, Effect] = dict([
     key("default_system", "the sky is blue"),
     key("enable_thinking", False, template="qwen3"),
     key("preserve_thinking", True, dataset="thoughts", template="qwen3"),
+    key("tool_format", "qwen", dataset="tools", template="default"),
     key("tokenized_path", "{run}/tokens", "files"),
     key("streaming", True, "console", base="epochs"),
     key("buffer_size", 1, base="epochs", streaming=True),

@@ -96,7 +96,8 @@ def prepare(config: RunConfig) -> Prepared:
     """Load the tokenizer and encode the data; no model is loaded."""
     stage = STAGES[config.stage]
     tokenizer = load_tokenizer(config.model)
-    template = resolve_template(config.data.template, tokenizer, needs_dialogue=stage.needs_template)
+    template = resolve_template(config.data.template, tokenizer, needs_dialogue=stage.needs_template,
+                                tool_format=config.data.tool_format)
     template.prepare_tokenizer(tokenizer)
     context = EncodeContext(tokenizer, template, config.data)
     train_set, eval_sets = load_data(config, stage, context)

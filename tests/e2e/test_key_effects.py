@@ -44,6 +44,9 @@ SETS: dict[str, list[Any]] = {
     "long": rows(*((f"what is {'the sky ' * n}", "blue and warm " * n) for n in range(1, 7))),
     "turns": [turns("what is the sky", "blue", "and the sun", "warm"), turns("你好", "你好", "猫", "是 蓝色")] * 2,
     "thoughts": [turns("the cat", "<think>\nwarm\n</think>\n\nsat", "the sun", "<think>\nsky\n</think>\n\nwarm")] * 4,
+    "tools": [{"tools": json.dumps([{"name": "sky", "parameters": {}}]), "conversations": [
+        {"from": "human", "value": question}, {"from": "function_call", "value": '{"name": "sky", "arguments": {}}'},
+        {"from": "observation", "value": "blue"}, {"from": "gpt", "value": answer}]} for question, answer in DIALOGUES],
     "prose": [{"text": f"{question} {answer} " * 3} for question, answer in DIALOGUES],
     "control": [{"text": f"{question} <|im_end|> {answer}"} for question, answer in DIALOGUES],
     "odd": [{"text": "the cat sat on a mat", "body": f"{question} {answer} " * 2} for question, answer in DIALOGUES],

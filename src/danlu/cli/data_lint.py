@@ -96,7 +96,7 @@ def _tokens(config: RunConfig) -> tuple[TokenCheck | None, frozenset[str]]:
     from danlu.templates.controls import control_strings
 
     tokenizer = load_tokenizer(config.model)
-    template = resolve_template(config.data.template, tokenizer)
+    template = resolve_template(config.data.template, tokenizer, tool_format=config.data.tool_format)
     template.prepare_tokenizer(tokenizer)
     controls = control_strings(tokenizer, template.literal_text(tokenizer)) - {"<think>", "</think>"}
     if not STAGES[config.stage].needs_template:

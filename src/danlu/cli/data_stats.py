@@ -57,7 +57,7 @@ def _context(config: RunConfig) -> "EncodeContext":
     from danlu.templates import resolve as resolve_template
 
     tokenizer = load_tokenizer(config.model)
-    template = resolve_template(config.data.template, tokenizer)
+    template = resolve_template(config.data.template, tokenizer, tool_format=config.data.tool_format)
     template.prepare_tokenizer(tokenizer)
     return EncodeContext(tokenizer, template, config.data)
 

@@ -106,8 +106,6 @@ OUT_OF_SCOPE: dict[str, str] = _table({
     _UPLOAD: "export_hub_model_id push_to_hub hub_model_id hub_token hub_strategy hub_private_repo hub_always_push "
         "hub_revision push_to_hub_model_id push_to_hub_organization push_to_hub_token",
     _PLAN: "auto_find_batch_size",
-    "tools are written by the tokenizer's own chat template; other formats of tools are not in this version":
-        "tool_format",
     "set the single keys instead":
         "accelerator_config generation_config "
         "dispatch_batches split_batches sortish_sampler train_sampling_strategy",

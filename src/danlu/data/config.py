@@ -68,6 +68,9 @@ class DataConfig(StrictConfig):
     preserve_thinking: bool = Field(
         False, description="Keep the reasoning of earlier answers in the prompt.",
         json_schema_extra=not_in("pt"))
+    tool_format: str | None = Field(
+        None, description="How a named template writes tools: default, glm4, llama3, mistral, mistral_tekken or qwen; "
+        "unset: the template's own way.", json_schema_extra=not_in("pt"))
     tokenized_path: str | None = Field(None, description="Folder to save the encoded set to, or load it from.")
 
     @model_validator(mode="before")

@@ -50,7 +50,8 @@ def predict(config: PredictKeys, policy: Any, context: EncodeContext, run: RunDi
     if not is_main_process():
         return {}
     metrics, tokenizer, batch = TextMetrics(), context.tokenizer, config.engine.per_device_eval_batch_size
-    template = context.template or resolve(config.data.template, tokenizer)
+    template = context.template or resolve(
+        config.data.template, tokenizer, tool_format=config.data.tool_format)
     packed = extract_model_from_parallel(policy)
     began = time.monotonic()
     with packed.generation_mode() as model:

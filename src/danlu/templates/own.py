@@ -1,6 +1,6 @@
 """The tokenizer's own chat template, rendered in transformers' sandbox; its answers are found in the text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from danlu.core.records import Message
 from danlu.templates.base import ChatTemplate, EncodeOptions
 from danlu.templates.controls import control_pattern, control_strings
 from danlu.templates.own_thinking import check_reasoning, is_empty_block, with_reasoning
-from danlu.templates.own_tools import check_calls, check_tools, format_of
+from danlu.templates.own_tools import check_calls, check_tools, format_of, trial_call
 from danlu.templates.own_turns import Shape, find_turns
 from danlu.templates.rendered import Dialogue, Rendered, Turn
 from danlu.templates.tool_format import ToolFormat
@@ -78,8 +78,14 @@ class TokenizerTemplate(ChatTemplate):
 
     def tools_of(self, tokenizer: "PreTrainedTokenizerBase") -> ToolFormat | None:
         """Return the format that reads back the call this template writes, if one does."""
-        return format_of(lambda messages, tools: self._render(
-            messages, tokenizer, EncodeOptions(enable_thinking=None), False, tools, "a trial dialogue"))
+        options, dialogue = EncodeOptions(enable_thinking=None), trial_call()
+        shape = self._probe(tokenizer, options)
+        try:
+            written = self._write(tokenizer, options, shape, dialogue)
+        except DataError:
+            return None
+        turn = written.turns[0]
+        return format_of(written.text[turn.answer_start:turn.stop].strip().removesuffix(shape.end_of_turn))
 
     def _write(
         self, tokenizer: "PreTrainedTokenizerBase", options: EncodeOptions, shape: Shape, dialogue: Dialogue,
@@ -143,10 +149,10 @@ class TokenizerTemplate(ChatTemplate):
         strings = control_strings(tokenizer, self._text(())) - {tokenizer.bos_token}
         reasoned = self._render((asked, replace(answered, reasoning=_REASONED)), tokenizer, options, False, (),
                                 "a trial dialogue")
-        if options.enable_thinking is None and is_empty_block(lead):
-            generation, lead = (generation or behind_user) + lead, ""
         shape = Shape(generation or behind_user, lead, trail, between.removeprefix(trail), control_pattern(strings),
                       reads_reasoning=_REASONED in reasoned)
+        block = shape.generation[len(shape.short_generation):] + lead
+        shape = replace(shape, is_lead_masked=options.enable_thinking is None and is_empty_block(block))
         last, earlier = shape.first_control(trail), shape.first_control(between)
         if last != earlier and last in shape.generation:
             return replace(shape, end_of_turn=earlier, opener=last)
@@ -159,7 +165,7 @@ class TokenizerTemplate(ChatTemplate):
         import jinja2
 
         context = {
-            **tokenizer.special_tokens_map, **_thinking_variables(options), "messages": [as_dict(m) for m in messages],
+            **tokenizer.special_tokens_map, **_thinking_variables(options), "messages": as_dicts(messages),
             "tools": list(tools) or None, "add_generation_prompt": is_prompt}
         try:
             return self.render_context(context)
@@ -177,6 +183,24 @@ class TokenizerTemplate(ChatTemplate):
         rendered, _ = render_jinja_template(
             conversations=[messages], tools=tools, chat_template=self._text(tuple(tools or ())), **variables)
         return str(rendered[0])
+
+
+def as_dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages as chat templates expect them; calls and the answers to them share an id, counted from 1.
+
+    Some templates refuse calls without an id, or with one that is not nine letters and digits.
+    """
+    items, count = [as_dict(message) for message in messages], 0
+    waiting: list[str] = []
+    for item in items:
+        calls = item.get("tool_calls", [])
+        for call in calls:
+            count += 1
+            call["id"] = f"call{count:05d}"
+        waiting = [call["id"] for call in calls] or waiting
+        if item["role"] == "tool" and waiting:
+            item["tool_call_id"] = waiting.pop(0)
+    return items
 
 
 def as_dict(message: Message) -> dict[str, Any]:

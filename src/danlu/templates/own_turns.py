@@ -22,6 +22,7 @@ class Shape:
     end_of_turn  that token, or the one behind earlier answers
     opener       a control token in `trail` that asks for the next answer and ends none
     reads_reasoning  whether the template writes a message's field for reasoning
+    is_lead_masked   `lead` is an empty block of reasoning that carries no loss
     """
 
     generation: str
@@ -33,6 +34,7 @@ class Shape:
     end_of_turn: str = ""
     opener: str = ""
     reads_reasoning: bool = False
+    is_lead_masked: bool = False
 
     def first_control(self, text: str) -> str:
         """Return the first control token in `text`, or nothing."""
@@ -64,6 +66,8 @@ def find_turns(
         if message.role != "assistant":
             continue
         found = _find_answer(text, message, shape, position) or _find_answer(text, message, shape, behind)
+        if found is None and index and messages[index - 1].role == "tool":
+            found = _behind_control(text, message, shape, position)
         found = found or _by_prompt(text, message, prompt_of(index))
         if found is None:
             return None
@@ -91,8 +95,9 @@ def _find_answer(text: str, message: Message, shape: Shape, low: int) -> tuple[i
     """Return where an answer begins and where its content ends, by what stands in front of it."""
     needle = _answer_text(message)
     if not needle:
-        at = text.find(shape.generation, low)
-        return None if at < 0 else (at + len(shape.generation),) * 2
+        at = text.find(shape.short_generation, low)
+        generation = shape.generation if text.startswith(shape.generation, at) else shape.short_generation
+        return None if at < 0 else (at + len(generation),) * 2
     at = text.find(needle, low)
     while at >= 0:
         begin = _begin(text, low, at, shape)
@@ -105,7 +110,7 @@ def _find_answer(text: str, message: Message, shape: Shape, low: int) -> tuple[i
 def _begin(text: str, low: int, at: int, shape: Shape) -> int | None:
     """Return where the answer whose content is at `at` begins, or None when that is no answer."""
     if text.endswith(shape.generation + shape.lead, low, at):
-        return at - len(shape.lead)
+        return at if shape.is_lead_masked else at - len(shape.lead)
     if text.endswith(shape.generation, low, at):
         return at
     for generation in (shape.generation, shape.short_generation):
@@ -113,6 +118,16 @@ def _begin(text: str, low: int, at: int, shape: Shape) -> int | None:
         between = text[found + len(generation):at].strip()
         if found >= 0 and (not between or between.endswith(THOUGHT_TAGS[1])):
             return found + len(generation)
+    return None
+
+
+def _behind_control(text: str, message: Message, shape: Shape, low: int) -> tuple[int, int] | None:
+    """Return an answer that stands right behind a control token, as behind what a tool answers ([/TOOL_RESULTS])."""
+    needle = _answer_text(message)
+    for found in shape.controls.finditer(text, low) if needle and shape.controls else ():
+        at = text.find(needle, found.end())
+        if at >= 0 and not text[found.end():at].strip():
+            return found.end(), at + len(needle)
     return None
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -81,16 +81,12 @@ class ToolFormat:
         Calls are `{"type": "function", "function": {"name": str, "arguments": dict}}`. The marker may be missing, as
         it is where special tokens are left out of decoded text.
         """
-        for found in self.places(text):
+        for found in self._begin.finditer(text):
             calls = self.read(text, found.end())
             if calls:
                 content = text[:found.start()]
                 return content.removesuffix(self.join) if self.join else content, tuple(calls)
         return None
-
-    def places(self, text: str) -> Iterator[re.Match[str]]:
-        """Yield where calls may begin in a text."""
-        return self._begin.finditer(text)
 
     @cached_property
     def _begin(self) -> re.Pattern[str]:

@@ -5,6 +5,8 @@ import re
 from danlu.templates.reading_calls import headed_call
 from danlu.templates.tool_format import declare_tools
 
+_NAME = r"""[^\s<>{}\[\]"](?:[^\n<>{}\[\]"]*[^\s<>{}\[\]"])?"""
+
 declare_tools(
     "glm4",
     intro="你是一个名为 ChatGLM 的人工智能助手。你是基于智谱 AI 公司训练的语言模型 GLM-4 模型开发的，"
@@ -14,6 +16,6 @@ declare_tools(
     indent=4,
     call="{name}\n{arguments}",
     is_bare=True,
-    begin=r"^(?=\S[^\n]*\n\s*\{)",
-    read=headed_call(re.compile(r"(\S[^\n]*?)[ \t]*\n")),
+    begin=rf"^(?={_NAME}[ \t]*\n\s*\{{)",
+    read=headed_call(re.compile(rf"({_NAME})[ \t]*\n")),
 )
