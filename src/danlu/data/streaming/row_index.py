@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zipfile
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,10 +53,11 @@ def index_of(file: RowFile, *, anew: bool = False) -> RowIndex:
                "its place; an unpacked file is read from there at once")
     kept = cache_root() / "rows" / f"{_key(path)}.npz"
     with locked(kept):
-        if anew or not kept.is_file():
-            _keep(_build(file), kept)
-    with np.load(kept) as loaded:
-        return RowIndex(int(loaded["count"]), str(loaded["digest"]), loaded["places"], loaded["numbers"])
+        index = None if anew else _kept(kept)
+        if index is None:
+            index = _build(file)
+            _keep(index, kept)
+    return index
 
 
 def _build(file: RowFile) -> RowIndex:
@@ -124,6 +126,15 @@ def _key(path: Path) -> str:
         file.seek(max(0, facts.st_size - EDGE))
         edges.update(file.read(EDGE))
     return fingerprint.of_values(str(path.resolve()), facts.st_size, facts.st_mtime_ns, edges.hexdigest())
+
+
+def _kept(kept: Path) -> RowIndex | None:
+    """Return the index of a cache file; None when there is none, or a damaged one."""
+    try:
+        with np.load(kept) as loaded:
+            return RowIndex(int(loaded["count"]), str(loaded["digest"]), loaded["places"], loaded["numbers"])
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
 
 
 def _keep(index: RowIndex, kept: Path) -> None:
