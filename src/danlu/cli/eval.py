@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     loaded = load_for_inference(
         config.model, config.quantization, config.adapter, config.generation, template=config.data.template,
-        batch_size=batch_size)
+        tool_format=config.data.tool_format, batch_size=batch_size)
     job = EvalJob(loaded, config.data, config.evaluation, config.generation, config.stage, config.engine.seed,
                   batch_size, folder)
     results = run_task(config.evaluation.task, job)

@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     from danlu.export.merge import export_model
 
     report = export_model(
-        config.model, config.quantization, config.adapter, config.export, template=config.data.template)
+        config.model, config.quantization, config.adapter, config.export, template=config.data.template,
+        tool_format=config.data.tool_format)
     print(f"wrote {report.folder}")
     return 0

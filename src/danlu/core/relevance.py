@@ -13,7 +13,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "eval": (*_MODEL, "evaluation", "generation", "data"),
 }
 BESIDES: dict[str, set[str]] = {
-    "export": {"template"},
+    "export": {"template", "tool_format"},
     "chat": {"template", "default_system", "enable_thinking", "seed"},
     "eval": {"stage", "seed"},
 }

@@ -54,7 +54,7 @@ class ExportReport:
 
 def export_model(
     model: ModelConfig, quantization: QuantizationConfig, adapter: AdapterConfig, export: ExportConfig, *,
-    template: str | None = None,
+    template: str | None = None, tool_format: str | None = None,
 ) -> ExportReport:
     """Write base plus adapters as one model to `export_dir`; without adapters the model is saved anew, in new shards.
 
@@ -64,7 +64,7 @@ def export_model(
     source, target = _checked(model, quantization, export)
     _mention_quantised_training(adapter_paths(source))
     tokenizer = load_tokenizer(source)
-    chosen = _prepared_template(template, tokenizer)
+    chosen = _prepared_template(template, tokenizer, tool_format)
     network, dtype, probe, checks = _merged(source, quantization, adapter, export, tokenizer, chosen)
     check_space(target, sum(p.numel() * p.element_size() for p in network.parameters()))
     network.generation_config = _generation_settings(network, tokenizer, chosen)
@@ -116,11 +116,13 @@ def _mention_quantised_training(adapters: tuple[str, ...]) -> None:
                    "may differ slightly from those of the run")
 
 
-def _prepared_template(name: str | None, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
+def _prepared_template(
+    name: str | None, tokenizer: PreTrainedTokenizerBase, tool_format: str | None,
+) -> ChatTemplate | None:
     """Return the template to save with the model; None for a base model that has none and is asked for none."""
     if name is None and not tokenizer.chat_template:
         return None
-    template = resolve(name, tokenizer)
+    template = resolve(name, tokenizer, tool_format=tool_format)
     template.prepare_tokenizer(tokenizer)
     return template
 

@@ -35,7 +35,7 @@ class Loaded:
 
 def load_for_inference(
     model: ModelConfig, quantization: QuantizationConfig, adapter: AdapterConfig, generation: GenerationConfig, *,
-    template: str | None = None, batch_size: int = 16,
+    template: str | None = None, tool_format: str | None = None, batch_size: int = 16,
 ) -> Loaded:
     """Load what `model` names, adapters on top, and resolve the template its prompts need.
 
@@ -43,7 +43,7 @@ def load_for_inference(
     """
     source = with_base_of_adapter(model)
     tokenizer = load_tokenizer(source)
-    chosen = resolve(template, tokenizer)
+    chosen = resolve(template, tokenizer, tool_format=tool_format)
     chosen.prepare_tokenizer(tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_model(
