@@ -63,10 +63,11 @@ def test_accumulation_does_not_change_the_run(layout: dict[str, int], stage: str
     assert_close(whole, parts, 2e-4)
 
 
-def test_packing_does_not_change_the_run(tiny_base: Path, world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_packing_does_not_change_the_run(method: str, tiny_base: Path, world: Path, tmp_path: Path) -> None:
     """All eight dialogues fit one packed row of 256 tokens: one row a step equals eight examples a step."""
-    loose = train(tiny_base, world, tmp_path / "loose", finetuning_type="full", per_device_train_batch_size=8)
-    packed = train(tiny_base, world, tmp_path / "packed", finetuning_type="full", per_device_train_batch_size=1,
+    loose = train(tiny_base, world, tmp_path / "loose", finetuning_type=method, per_device_train_batch_size=8)
+    packed = train(tiny_base, world, tmp_path / "packed", finetuning_type=method, per_device_train_batch_size=1,
                    packing=True, cutoff_len=256)
     assert_close(loose, packed, 2e-4)
 
@@ -86,12 +87,14 @@ def test_resumed_run_is_bit_identical(stage: str, method: str, tiny_base: Path, 
     assert all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
 
 
-def test_merged_model_equals_adapter(tiny_base: Path, world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_merged_model_equals_adapter(stage: str, tiny_base: Path, world: Path, tmp_path: Path) -> None:
     """After `danlu export` plain transformers gives the logits that base plus adapter gives, to 1e-4."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    adapter = train(tiny_base, world, tmp_path / "adapter", finetuning_type="lora", template="chatml")
+    adapter = train(tiny_base, world, tmp_path / "adapter", stage=stage, dataset=DATA[stage], finetuning_type="lora",
+                    template="chatml", packing=False)
     merged = tmp_path / "merged"
     assert main(["export", "--model_name_or_path", str(tiny_base), "--adapter_name_or_path", str(adapter),
                  "--template", "chatml", "--export_dir", str(merged)]) == 0

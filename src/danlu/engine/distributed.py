@@ -39,15 +39,24 @@ def start(config: EngineConfig, project_dir: Path, log_with: list[str]) -> Accel
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=config.ddp_timeout), backend=config.ddp_backend)
     logs = config.logging_dir or str(project_dir / "runs")
     accelerator = Accelerator(
-        mixed_precision="bf16" if config.bf16 else "fp16" if config.fp16 else "no", cpu=config.use_cpu,
+        mixed_precision="bf16" if config.bf16 else "fp16" if config.fp16 else "no", cpu=_stays_on_cpu(config),
         log_with=log_with or None, kwargs_handlers=[ddp, group],
         project_config=ProjectConfiguration(project_dir=str(project_dir), logging_dir=logs))
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if wanted != accelerator.num_processes:
+        raise CapabilityError(f"the launcher started {wanted} processes and {accelerator.num_processes} joined",
+                              where="training", fix="check the launcher's environment: RANK, WORLD_SIZE, MASTER_ADDR")
     if config.tf32 is not None:
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     if config.full_determinism:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return accelerator
+
+
+def _stays_on_cpu(config: EngineConfig) -> bool:
+    """Without a GPU accelerate must be told so: else each process of a group trains by itself, and none says so."""
+    return config.use_cpu or not torch.accelerator.is_available()
 
 
 def is_joined() -> bool:
