@@ -18,6 +18,7 @@ from danlu.data.loader import Records, load_records, split_validation
 from danlu.data.preview import describe_first
 from danlu.data.streaming.open_stream import Order, open_stream
 from danlu.data.streaming.token_stream import TokenStream
+from danlu.engine import trackers
 from danlu.engine.distributed import on_main
 from danlu.engine.loop import Engine, TrainResult
 from danlu.models.architecture import context_length, learned_positions
@@ -63,12 +64,11 @@ def train(config: RunConfig) -> dict[str, float]:
 
     Raises UserError for what the user can mend, Interrupted after Ctrl-C (a checkpoint is written).
     """
+    trackers.chosen(config.engine)
     prepared = prepare(config)
     starts_anew = config.engine.overwrite_output_dir and not config.engine.resume_from_checkpoint
-    run = RunDir.create(output_dir(config), overwrite=starts_anew, config=config.given(),
-                        inputs=[*filter(None, [config.model.model_name_or_path]), *config.model.adapter_name_or_path])
-    if prepared.train is not None:
-        prepared.train.ledger.write(run.path)
+    run = RunDir.create(output_dir(config), overwrite=starts_anew, config=config.given(), inputs=inputs_of(config),
+                        at_start=prepared.train.ledger.write if prepared.train is not None else None)
     saver = ModelSaver(prepared.tokenizer, prepared.context.template, str(config.model.model_name_or_path),
                        facts=card_facts(config, {}))
     precision = run_precision(config)
@@ -87,9 +87,15 @@ def train(config: RunConfig) -> dict[str, float]:
     if config.do_predict or (config.do_eval and config.predict_with_generate):
         from danlu.evaluation.predict import predict
 
+        run.begin()
         numbers |= predict(config, stage.models.policy, prepared.context, run)
     say("results: " + ", ".join(f"{name} {value:.6g}" for name, value in numbers.items()))
     return numbers
+
+
+def inputs_of(config: RunConfig) -> list[str]:
+    """Return the folders of models and adapters that the run reads."""
+    return [*filter(None, [config.model.model_name_or_path]), *config.model.adapter_name_or_path]
 
 
 def prepare(config: RunConfig) -> Prepared:

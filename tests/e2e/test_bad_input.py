@@ -138,3 +138,23 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFix
     file = tmp_path / "run.json"
     file.write_text(json.dumps({"stge": "sft", "cutoff_len": -4}), encoding="utf-8")
     refused(capsys, main(["train", str(file)]), "stge", "cutoff_len")
+
+
+def test_a_run_that_cannot_start_leaves_the_earlier_one_whole(
+    good: dict[str, Any], danlu: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+) -> None:
+    """overwrite_output_dir clears the folder only when model, targets, trackers and data are checked."""
+    assert danlu("train", good) == 0
+
+    def files() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+    before = files()
+    for wrong, part in (({"report_to": "tensorboad"}, '"tensorboard"'), ({"report_to": "mlflow"}, "mlflow"),
+                        ({"additional_target": "lm_haed"}, '"lm_head"'), ({"optim_args": "nonsense=1"}, "nonsense"),
+                        ({"adapter_name_or_path": "nowhere"}, "nowhere"), ({"dataset": "chatt"}, "chat")):
+        capsys.readouterr()
+        refused(capsys, danlu("train", {**good, **wrong, "overwrite_output_dir": True}), part)
+        assert files() == before, wrong
+    assert danlu("train", {**good, "overwrite_output_dir": True, "resume_from_checkpoint": False}) == 0
+    assert files() != before

@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from danlu.core.errors import CapabilityError, ConfigError
 from danlu.engine.config import EngineConfig, Optimizer, Schedule
@@ -142,7 +143,7 @@ def test_wandb_without_key_or_network_stays_offline(
 
 
 def test_missing_and_unknown_trackers_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown tracker"):
+    with pytest.raises(ValidationError, match='unknown tracker "tensorbord"; did you mean "tensorboard"'):
         train(tmp_path, report_to=("tensorbord",))
     with pytest.raises(CapabilityError, match="mlflow is not installed"):
         train(tmp_path, report_to=("mlflow",))

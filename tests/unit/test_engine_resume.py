@@ -189,7 +189,9 @@ def test_output_folder_rules(tmp_path: Path) -> None:
             RunDir.create(tmp_path, overwrite=True, inputs=[read])
     assert (tmp_path / "checkpoint-7").exists()
     assert (tmp_path / "model.safetensors").exists()
-    RunDir.create(tmp_path, overwrite=True, config={"stage": "sft", "lora_target": ("a", "b")})
+    run = RunDir.create(tmp_path, overwrite=True, config={"stage": "sft", "lora_target": ("a", "b")})
+    assert (tmp_path / "model.safetensors").exists()
+    run.begin()
     assert not (tmp_path / "model.safetensors").exists()
     assert (tmp_path / "training_args.yaml").read_text() == "stage: sft\nlora_target:\n- a\n- b\n"
     assert "torch" in json.loads((tmp_path / "environment.json").read_text())["packages"]

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -66,38 +66,66 @@ def sync_folder(folder: Path) -> None:
 
 
 class RunDir:
-    """An output folder. Every process may hold one; only the first process writes."""
+    """An output folder. Every process may hold one; only the first process writes.
 
-    def __init__(self, path: Path) -> None:
+    `create` checks and changes no file; `begin`, called when everything else of the run is checked as well, does.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False, config: Mapping[str, Any] | None = None,
+                 at_start: Callable[[Path], object] | None = None) -> None:
         self.path = path
+        self._overwrite, self._config, self._at_start = overwrite, config, at_start
+        self._began = False
 
     @classmethod
     def create(cls, output_dir: str | Path, *, overwrite: bool = False, config: Mapping[str, Any] | None = None,
-               inputs: Iterable[str | Path] = ()) -> "RunDir":
+               inputs: Iterable[str | Path] = (), at_start: Callable[[Path], object] | None = None) -> "RunDir":
         """Open or make the folder; refuse to write over a finished run, or over files the run reads (`inputs`).
 
-        Checkpoints in it are left for the engine to resume from. `overwrite` removes checkpoints and the files that
-        danlu itself writes, nothing else. `config` is stored as training_args.yaml.
+        Nothing in it changes before `begin`, which stores `config` as training_args.yaml and calls `at_start` with
+        the folder.
         """
-        run = cls(Path(output_dir).expanduser())
+        run = cls(Path(output_dir).expanduser(), overwrite=overwrite, config=config, at_start=at_start)
         if not is_main_process():
             return run
-        _refuse_inputs(run.path, inputs, overwrite)
-        if run.path.exists() and not run.path.is_dir():
-            raise ConfigError("output_dir is a file, expected a folder", where=str(run.path))
+        run.check(inputs)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"output_dir cannot be made: {error.strerror}", where=str(run.path)) from error
-        if overwrite:
-            run._remove_outputs()
-        elif not run.checkpoints():
-            run._refuse_results()
-        run.write_json("environment.json", environment())
-        if config is not None:
-            write_whole(run.path / "training_args.yaml", yaml.safe_dump(_plain(config), sort_keys=False,
-                                                                        allow_unicode=True))
+            raise ConfigError(f"output_dir cannot be made: {error.strerror}", where=str(run.path),
+                              fix="choose another output_dir, in a folder that you may write to") from error
         return run
+
+    def check(self, inputs: Iterable[str | Path] = ()) -> None:
+        """Refuse a folder that `begin` must not write to; make and change nothing."""
+        _refuse_inputs(self.path, inputs, self._overwrite)
+        existing = next(one for one in (self.path, *self.path.absolute().parents) if one.exists())
+        if not existing.is_dir():
+            raise ConfigError(f"output_dir cannot be made: {existing} is a file, expected a folder",
+                              where=f"output_dir {self.path}", fix="choose another output_dir, or move that file away")
+        if not self._overwrite and not self.checkpoints():
+            self._refuse_results()
+
+    def begin(self) -> None:
+        """Clear what an earlier run left and write down what this one is; a second call does nothing.
+
+        With overwrite, checkpoints and the files that danlu itself writes go, nothing else. Otherwise checkpoints are
+        left for the engine to resume from, and logs without a checkpoint go.
+        """
+        if self._began or not is_main_process():
+            return
+        self._began = True
+        if self._overwrite:
+            self._remove_outputs()
+        elif not self.checkpoints():
+            for path in self._matching(_JOURNALS):
+                path.unlink()
+        self.write_json("environment.json", environment())
+        if self._config is not None:
+            write_whole(self.path / "training_args.yaml",
+                        yaml.safe_dump(_plain(self._config), sort_keys=False, allow_unicode=True))
+        if self._at_start is not None:
+            self._at_start(self.path)
 
     def checkpoints(self) -> list[Path]:
         """Return the `checkpoint-N` folders, whole or not, in the order of N."""
@@ -173,8 +201,6 @@ class RunDir:
             raise ConfigError(
                 f"the folder holds a result and no checkpoint to go on from: {names}", where=f"output_dir {self.path}",
                 fix="choose another output_dir, or set overwrite_output_dir: true")
-        for path in self._matching(_JOURNALS):
-            path.unlink()
 
 
 def checkpoint_step(folder: Path) -> int | None:

@@ -105,7 +105,7 @@ def find_resume(run: RunDir, wanted: str | bool | None, *, overwrite: bool) -> P
     """
     if isinstance(wanted, str):
         return _checked(Path(wanted).expanduser())
-    if overwrite and wanted is None:
+    if overwrite and not wanted:
         return None
     found = run.checkpoints()
     if wanted is False and found:

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from danlu.core.config import StrictConfig
+from danlu.core.errors import did_you_mean
 from danlu.core.key_types import CommaList, only_with
 
 Optimizer = Literal[
@@ -18,6 +19,7 @@ Schedule = Literal[
     "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy",
 ]
 Interval = Literal["no", "steps", "epoch"]
+TRACKERS = ("tensorboard", "wandb", "swanlab", "mlflow", "trackio")
 
 
 class EngineConfig(StrictConfig):
@@ -134,6 +136,10 @@ class EngineConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        for name in self.report_to:
+            if name not in (*TRACKERS, "all", "none"):
+                hint = did_you_mean(name, (*TRACKERS, "all", "none"))
+                raise ValueError(f'report_to: unknown tracker "{name}"; {hint}')
         if self.fp16 and self.bf16:
             raise ValueError("bf16: true and fp16: true exclude each other: keep one")
         if self.group_by_length and self.disable_shuffling:

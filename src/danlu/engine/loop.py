@@ -73,6 +73,7 @@ class Engine:
             session = open_session(self._config, self._run, self._saver, self.accelerator, stage, dataset, eval_sets,
                                    groups, self._hooks)
             self._start_trackers()
+            self._run.begin()
             try:
                 with session.reporter:
                     self._train(session, stop)
@@ -82,6 +83,7 @@ class Engine:
 
     def evaluate(self, stage: Stage, dataset: EvalSets) -> dict[str, float]:
         """Return eval_loss, perplexity and the stage's metrics; write eval_results.json."""
+        self._run.begin()
         models, policy = stage.models, stage.models.policy
         models.policy = self.accelerator.prepare_model(policy.eval(), evaluation_mode=True)
         try:

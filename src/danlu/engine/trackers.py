@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from danlu.core.console import notice
-from danlu.core.errors import CapabilityError, ConfigError, did_you_mean
+from danlu.core.errors import CapabilityError
 from danlu.engine.config import EngineConfig
 
 # name in report_to -> what installs it
@@ -21,14 +21,11 @@ _INSTALL = {
 
 
 def chosen(config: EngineConfig) -> list[str]:
-    """Return the trackers of `report_to` that are to run; refuse unknown and missing ones."""
+    """Return the trackers of `report_to` that are to run; refuse those that are not installed."""
     names = [name for name in config.report_to if name != "none"]
     if "all" in names:
         return [name for name in _INSTALL if find_spec(name) is not None]
     for name in names:
-        if name not in _INSTALL:
-            raise ConfigError(f'unknown tracker "{name}"', where="report_to",
-                              fix=did_you_mean(name, (*_INSTALL, "all", "none")))
         if find_spec(name) is None:
             raise CapabilityError(f"{name} is not installed", where="report_to", fix=_INSTALL[name])
     return list(dict.fromkeys(names))
