@@ -8,18 +8,21 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from danlu.core.errors import CapabilityError, ConfigError
+from danlu.core.errors import CapabilityError
 from danlu.core.run_dir import RunDir
+from danlu.engine import trackers
 from danlu.engine.checkpoint import find_resume
 from danlu.engine.plan import Plan
 from danlu.engine.schedules import warmup_steps
 from danlu.losses.linear_cross_entropy import tile_rows_for
 from danlu.models.architecture import load_config
+from danlu.models.base_identity import check_same_base
 from danlu.models.check import check_positions, check_token_ids
 from danlu.models.memory import MemoryEstimate, ModelCounts, count_model, estimate_memory
 from danlu.models.source import check_model_source
+from danlu.models.tokenizer import adapter_paths
 from danlu.models.vocabulary import highest_id
-from danlu.recipe import Prepared, output_dir, prepare, run_precision
+from danlu.recipe import Prepared, inputs_of, output_dir, prepare, run_precision
 from danlu.run_config import RunConfig
 
 GIB = 2**30
@@ -43,11 +46,11 @@ def plan(config: RunConfig) -> list[Section]:
     Encodes the data (the cached result is what the run will use). Raises UserError for what cannot work: token ids
     outside the embedding, an output folder that would be refused, more memory or disk than there is.
     """
-    folder = RunDir(Path(output_dir(config)).expanduser())
-    if folder.path.joinpath("all_results.json").exists() and not (
-            folder.checkpoints() or config.engine.overwrite_output_dir):
-        raise ConfigError("the folder holds a result and no checkpoint to go on from",
-                          where=f"output_dir {folder.path}", fix="choose another, or set overwrite_output_dir: true")
+    starts_anew = config.engine.overwrite_output_dir and not config.engine.resume_from_checkpoint
+    folder = RunDir(Path(output_dir(config)).expanduser(), overwrite=starts_anew)
+    folder.check(inputs_of(config))
+    trackers.chosen(config.engine)
+    _check_adapters(config)
     resumes = find_resume(folder, config.engine.resume_from_checkpoint, overwrite=config.engine.overwrite_output_dir)
     prepared = prepare(config)
     _check_ids(config, prepared)
@@ -158,6 +161,13 @@ def _check_ids(config: RunConfig, prepared: Prepared) -> None:
         found = dataset.find_ids(rows)
         check_token_ids([index for index, _ in found], prepared.tokenizer, stand_in,
                         where=found[-1][1] if found else "")
+
+
+def _check_adapters(config: RunConfig) -> None:
+    """Refuse adapters of another base, as the run does when it loads them."""
+    name = check_model_source(config.model.model_name_or_path, weights=not config.model.train_from_scratch)
+    for path in adapter_paths(config.model):
+        check_same_base(path, name)
 
 
 class _Rows(nn.Module):

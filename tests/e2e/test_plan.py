@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from danlu.cli.main import main
+from tests.tiny import save_tiny
 
 
 @pytest.fixture
@@ -95,3 +96,23 @@ def test_small_verbs(words: list[str], capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr().out
     assert said.strip()
     assert str(Path.home()) not in said
+
+
+def test_what_train_refuses_is_refused(config: dict[str, Any], danlu: Callable[..., int],
+                                       capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A file for a folder, a tracker that is not there, an adapter of a base with the same shapes and other weights."""
+    assert danlu("train", {**config, "max_steps": 1}) == 0
+    other = tmp_path / "other"
+    save_tiny(other, seed=7)
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    on_other = {"model_name_or_path": str(other), "adapter_name_or_path": str(tmp_path / "out")}
+    fresh = {**config, "output_dir": str(tmp_path / "fresh")}
+    for changed, part in (({"output_dir": str(tmp_path / "file")}, "is a file"),
+                          ({"output_dir": str(tmp_path / "file/in")}, "is a file"),
+                          ({"report_to": "mlflow"}, "pip install mlflow"), (on_other, "another base")):
+        for verb in ("plan", "train"):
+            capsys.readouterr()
+            assert danlu(verb, {**fresh, **changed}) == 2
+            said = capsys.readouterr().err
+            assert part in said and "fix:" in said and "Traceback" not in said, said
+    assert not (tmp_path / "fresh").exists() or not list((tmp_path / "fresh").iterdir())
