@@ -6,6 +6,8 @@ import re
 import pytest
 
 from danlu.core.records import Conversation, Message, Origin
+from danlu.data.config import DataConfig
+from danlu.data.loader import load_records
 from danlu.templates import TEMPLATES, EncodeOptions, resolve
 from danlu.templates.named import control_like
 from danlu.templates.own import as_dicts
@@ -150,3 +152,26 @@ def test_a_saved_chat_template_is_understood(name):
         assert rows[0].input_ids.tolist() == rows[1].input_ids.tolist()
         spans = [[tokenizer.decode(row.input_ids[a:b][row.trained[a:b]]) for _, a, b in row.turns] for row in rows]
         assert spans[0] == spans[1]
+
+
+@pytest.mark.parametrize("name", ["default", "qwen", "llama3", "mistral", "glm4"])
+def test_a_public_set_of_calls(shared, name):
+    """Forty real dialogues: ids of the saved chat template, every call read back from what is trained, no other one."""
+    data = DataConfig(dataset=("glaive_toolcall_en_demo",), dataset_dir=str(shared / "data/LLaMA-Factory/data"),
+                      max_samples=40)
+    records = load_records(data, Conversation)
+    rows = [records[index] for index in range(len(records))]
+    template, tokenizer = TEMPLATES[name], tiny_tokenizer()
+    template.prepare_tokenizer(tokenizer)
+    counted = 0
+    for row, one in zip(rows, template.encode_batch(rows, tokenizer, EncodeOptions()), strict=True):
+        theirs = tokenizer.apply_chat_template(
+            as_dicts(row.messages), tools=list(row.tools) or None, tokenize=True, return_dict=False)
+        assert one.input_ids.tolist() == theirs
+        answers = [message for message in row.messages if message.role == "assistant"]
+        for answer, (_, start, end) in zip(answers, one.turns, strict=True):
+            text = tokenizer.decode(one.input_ids[start:end][one.trained[start:end]])
+            found = template.tools.parse_calls(re.sub("</s>$|<[|]im_end[|]>$", "", text).strip())
+            assert found == (("", answer.tool_calls) if answer.tool_calls else None)
+            counted += bool(answer.tool_calls)
+    assert counted >= 20
