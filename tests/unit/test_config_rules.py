@@ -118,3 +118,23 @@ def test_gradient_checkpointing_is_for_accelerators_unless_said() -> None:
         key, _, value = words.partition("=")
         model = config(**({key: value} if key else {})).model
         assert (model.wants_checkpointing(True), model.wants_checkpointing(False)) == expected, words
+
+
+def test_keys_of_other_engines_at_their_defaults_pass_with_a_notice() -> None:
+    """A file written out in full by another tool names switches it never turned; other values are refused."""
+    foreign: dict[str, Any] = {"freeze_vision_tower": True, "image_max_pixels": 589824, "galore_rank": "16",
+                               "galore_scale": 2, "use_galore": False, "apollo_proj": "random", "video_fps": 2.0,
+                               "oft_rank": 0}
+    told = " ".join(config(**foreign).notices)
+    assert all(name in told for name in foreign), told
+    for changed in ({"image_max_pixels": 1024}, {"galore_rank": 8}, {"use_galore": True}, {"apollo_proj": "svd"},
+                    {"freeze_language_model": True}):
+        with pytest.raises(ConfigError, match=next(iter(changed))):
+            config(**changed)
+
+
+def test_keys_of_ray_runs_pass_with_a_notice() -> None:
+    keys = {"ray_run_name": "one", "ray_storage_path": "./saves", "ray_storage_filesystem": "s3",
+            "resources_per_worker": "{'GPU': 1}", "placement_strategy": "PACK"}
+    told = " ".join(config(**keys).notices)
+    assert all(name in told for name in keys), told

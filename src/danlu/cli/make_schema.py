@@ -82,7 +82,10 @@ def _add_known(properties: dict[str, Any]) -> None:
     for name, why in key_scope.NO_EFFECT.items():
         _put(properties, name, _known("no_effect", "none", why))
     for name, why in key_scope.OUT_OF_SCOPE.items():
-        _put(properties, name, _known("out_of_scope", "none", why))
+        part = _known("out_of_scope", "none", why)
+        if name in key_scope.FOREIGN_DEFAULTS:
+            part["x-foreign-default"] = key_scope.FOREIGN_DEFAULTS[name]
+        _put(properties, name, part)
     for name, stage in key_scope.LATER_STAGES.items():
         if name not in properties:
             _put(properties, name, _known("no_effect", f"stage:{stage}", f"it is a key of stage {stage}"))

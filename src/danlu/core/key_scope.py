@@ -46,6 +46,8 @@ NO_EFFECT: dict[str, str] = _table({
     "precision follows bf16 and fp16": "half_precision_backend fp16_backend fp16_opt_level",
     "the switch is gone from torch and transformers":
         "jit_mode_eval use_ipex past_index mp_parameters use_legacy_prediction_loop torchdynamo visual_inputs",
+    "danlu starts no Ray; `torchrun` or `accelerate launch` starts its processes":
+        "ray_run_name ray_storage_path ray_storage_filesystem resources_per_worker placement_strategy",
     "the trackers' own web sites are never asked for messages": "swanlab_lark_webhook_url swanlab_lark_secret",
 })
 
@@ -89,8 +91,7 @@ OUT_OF_SCOPE: dict[str, str] = _table({
         "use_kt kt_cpu_activation kt_weight_path kt_non_expert_weight_path kt_expert_checkpoint_path "
         "kt_use_lora_experts kt_lora_expert_num kt_lora_expert_intermediate_size",
     f"the key {_OTHER} (Ray)":
-        "ray_num_workers ray_init_kwargs ray_scope ray_run_name ray_storage_path ray_storage_filesystem "
-        "resources_per_worker placement_strategy master_addr master_port",
+        "ray_num_workers ray_init_kwargs ray_scope master_addr master_port",
     f"the vLLM back end {_LATER}":
         "vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank vllm_config",
     f"training over FSDP or DeepSpeed {_LATER}": "deepspeed fsdp fsdp_config parallelism_config ddp_static_graph",
@@ -113,6 +114,31 @@ OUT_OF_SCOPE: dict[str, str] = _table({
         "compute_dtype device_map model_max_length block_diag_attn megatron_bridge_args _kt_inference_config "
         "_kt_config_handle _kt_adapter_artifact_path",
 })
+
+FOREIGN_DEFAULTS: dict[str, bool | int | float | str] = {
+    "image_max_pixels": 768 * 768, "image_min_pixels": 32 * 32, "video_max_pixels": 256 * 256,
+    "video_min_pixels": 16 * 16, "video_fps": 2.0, "video_maxlen": 128, "audio_sampling_rate": 16000,
+    "freeze_vision_tower": True, "freeze_multi_modal_projector": True,
+    "module_dropout": 0.0, "oft_rank": 0, "oft_block_size": 32, "oft_target": "all",
+    "galore_target": "all", "galore_rank": 16, "galore_update_interval": 200, "galore_scale": 2.0,
+    "galore_proj_type": "std",
+    "apollo_target": "all", "apollo_rank": 16, "apollo_update_interval": 200, "apollo_scale": 32.0,
+    "apollo_proj": "random", "apollo_proj_type": "std", "apollo_scale_type": "channel",
+    "badam_mode": "layer", "badam_switch_mode": "ascending", "badam_switch_interval": 50, "badam_update_ratio": 0.05,
+    "badam_mask_mode": "adjacent", "badam_verbose": 0,
+    "asft_alpha": 0.1, "eaft_alpha": 1.0, "fp8_backend": "auto", "hyper_parallel_cp_size": 1,
+    "tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "expert_model_parallel_size": 1,
+    "context_parallel_size": 1, "use_distributed_optimizer": True, "overlap_param_gather": True,
+    "overlap_grad_reduce": True, "mixed_precision": "bf16_mixed",
+    "sglang_maxlen": 4096, "sglang_mem_fraction": 0.7, "sglang_tp_size": -1, "sglang_lora_backend": "triton",
+    "vllm_maxlen": 4096, "vllm_gpu_util": 0.7, "vllm_max_lora_rank": 32,
+    "ray_num_workers": 1, "ray_scope": "last", "export_quantization_nsamples": 128, "export_quantization_maxlen": 1024,
+    "profiler_wait_steps": 1, "profiler_warmup_steps": 1, "profiler_active_steps": 1, "profiler_repeat": 1,
+    "profiler_record_shapes": True, "profiler_profile_memory": True, "profiler_with_stack": True,
+    "task_dir": "evaluation", "lang": "en", "n_shot": 5, "download_mode": "reuse_dataset_if_exists",
+    "trackio_space_id": "trackio", "hub_strategy": "every_save",
+}
+"""What an out-of-scope key holds where its tool is left as it is, unless false or nothing: asking for no change."""
 
 REFUSED_VALUES: dict[str, dict[str, str]] = {
     "finetuning_type": {"oft": "orthogonal fine-tuning (OFT) is out of scope; use lora"},

@@ -12,7 +12,7 @@ from danlu.core import schema
 from danlu.core.arguments import COMMAND_LINE, parse_arguments
 from danlu.core.config_file import Entry, read_entries
 from danlu.core.errors import ConfigError, did_you_mean
-from danlu.core.key_names import REMARKS, RENAMED, REPLACING, REWRITTEN, Surroundings, is_no
+from danlu.core.key_names import REMARKS, RENAMED, REPLACING, REWRITTEN, Surroundings, is_no, is_yes
 from danlu.core.relevance import idle_notices
 
 
@@ -120,7 +120,7 @@ def _typed(entries: Iterable[Entry], findings: _Findings) -> dict[str, Any]:
             hint = did_you_mean(one.key, schema.keys(), list_all=False)
             findings.mistake(one.where, f'unknown key "{one.key}"',
                              hint or "`danlu train --help` lists every key")
-        elif spec["x-status"] == "out_of_scope" and not _switched_off(one):
+        elif spec["x-status"] == "out_of_scope" and not _asks_nothing(one, spec):
             findings.mistake(one.where, f'{one.label}: {spec["x-notice"]}')
         elif spec["x-status"] != "active":
             idle.setdefault(spec["x-notice"], []).append(one.key)
@@ -143,5 +143,20 @@ def _way_out(one: Entry, spec: schema.Spec) -> str:
     return ""
 
 
-def _switched_off(one: Entry) -> bool:
-    return one.value is None or one.value == "" or is_no(one.value)
+def _asks_nothing(one: Entry, spec: schema.Spec) -> bool:
+    """Return whether an out-of-scope key is switched off, or holds what its own tool takes without it."""
+    usual = spec.get("x-foreign-default")
+    if one.value in (None, "", [], {}) or is_no(one.value):
+        return True
+    if isinstance(usual, bool):
+        return is_yes(one.value)
+    if isinstance(usual, (int, float)):
+        return _number(one.value) == usual
+    return usual is not None and str(one.value) == usual
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

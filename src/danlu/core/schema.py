@@ -2,7 +2,8 @@
 
 The schema is a JSON Schema (draft 2020-12) with notes of our own: `x-owner` (which part reads the key), `x-status`
 (active, no_effect, out_of_scope), `x-notice` (the sentence that goes with it), `x-alias-of`, `x-refused` (values that
-are known but out of scope), `x-only-with`, `x-idle-stages`.
+are known but out of scope), `x-foreign-default` (the value of an out-of-scope key that asks for nothing),
+`x-only-with`, `x-idle-stages`.
 """
 
 import json
