@@ -151,7 +151,7 @@ def _refuse_too_large(config: RunConfig, need: MemoryEstimate, saves: int, folde
 
 def _check_ids(config: RunConfig, prepared: Prepared) -> None:
     """Refuse data with token ids that the embedding will not have (as the run does before its first step)."""
-    name = check_model_source(config.model.model_name_or_path, weights=not config.model.train_from_scratch)
+    name = _model_name(config)
     rows = load_config(name, config.model).get_text_config().vocab_size
     grows = config.model.resize_vocab or config.model.add_tokens or config.model.add_special_tokens
     if grows:
@@ -165,9 +165,14 @@ def _check_ids(config: RunConfig, prepared: Prepared) -> None:
 
 def _check_adapters(config: RunConfig) -> None:
     """Refuse adapters of another base, as the run does when it loads them."""
-    name = check_model_source(config.model.model_name_or_path, weights=not config.model.train_from_scratch)
+    name = _model_name(config)
     for path in adapter_paths(config.model):
         check_same_base(path, name)
+
+
+def _model_name(config: RunConfig) -> str:
+    model = config.model
+    return check_model_source(model.model_name_or_path, weights=not model.train_from_scratch, cache_dir=model.cache_dir)
 
 
 class _Rows(nn.Module):

@@ -1,11 +1,13 @@
 """Bad input as a new user brings it: each mistake gets one clear message, exit code 2, and nothing half-written."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from danlu.cli.main import main
 from tests.tiny import CHATML, save_tiny
@@ -158,3 +160,21 @@ def test_a_run_that_cannot_start_leaves_the_earlier_one_whole(
         assert files() == before, wrong
     assert danlu("train", {**good, "overwrite_output_dir": True, "resume_from_checkpoint": False}) == 0
     assert files() != before
+
+
+def test_a_name_that_is_no_folder_is_refused_at_once_without_network(
+    good: dict[str, Any], danlu: Callable[..., int], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing listens on port 9 of this machine; the libraries alone would try for 46 seconds, and say so."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for proxy in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    for key, name in (("model_name_or_path", "nothere"), ("adapter_name_or_path", "some/adapter")):
+        began = time.monotonic()
+        code = danlu("train", {**good, key: name})
+        assert time.monotonic() - began < 10
+        said = capsys.readouterr()
+        assert code == 2 and "Retrying" not in said.err + said.out
+        assert f"{key}: folder {name} does not exist" in said.err and "127.0.0.1:9" in said.err, said.err

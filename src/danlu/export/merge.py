@@ -96,7 +96,8 @@ def _checked(
             "adapters cannot be merged into a quantised base without loss", where="quantization_bit",
             fix="remove quantization_bit: the adapter is merged into the base in full precision")
     source = with_base_of_adapter(model)
-    name, target = check_model_source(source.model_name_or_path), Path(export.export_dir).expanduser()
+    name = check_model_source(source.model_name_or_path, cache_dir=source.cache_dir)
+    target = Path(export.export_dir).expanduser()
     stored = stored_quantization(load_config(name, source))
     if stored is not None and source.adapter_name_or_path:
         raise ConfigError(
@@ -132,7 +133,7 @@ def _merged(
     tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None,
 ) -> tuple[Any, torch.dtype, list[int], list[LogitCheck]]:
     """Return the merged model, its dtype, the ids it was probed with, and one check for each adapter."""
-    paths, name = adapter_paths(source), check_model_source(source.model_name_or_path)
+    paths, name = adapter_paths(source), check_model_source(source.model_name_or_path, cache_dir=source.cache_dir)
     dtype = _weight_dtype(source, name)
     first = source.model_copy(update={"adapter_name_or_path": paths[:1], "adapter_folder": None})
     network: Any = load_model(

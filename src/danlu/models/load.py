@@ -44,7 +44,8 @@ def load_model(
     """
     paths = adapter_paths(model_cfg)
     _check_method(adapter_cfg, paths, trainable)
-    name = check_model_source(model_cfg.model_name_or_path, weights=not model_cfg.train_from_scratch)
+    name = check_model_source(model_cfg.model_name_or_path, weights=not model_cfg.train_from_scratch,
+                              cache_dir=model_cfg.cache_dir)
     config = load_config(name, model_cfg)
     scale_positions(config, model_cfg, max_length)
     set_router_loss(config, model_cfg)

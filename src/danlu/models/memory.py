@@ -75,7 +75,7 @@ class MemoryEstimate:
 
 def count_model(model_cfg: ModelConfig, adapter_cfg: AdapterConfig) -> ModelCounts:
     """Build model and adapter without memory and count them. Raises UserError as loading them would."""
-    name = check_model_source(model_cfg.model_name_or_path, weights=False)
+    name = check_model_source(model_cfg.model_name_or_path, weights=False, cache_dir=model_cfg.cache_dir)
     config = load_config(name, model_cfg)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=model_cfg.trust_remote_code)

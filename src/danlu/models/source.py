@@ -2,8 +2,14 @@
 
 import os
 import re
+import socket
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 
 from danlu.core.errors import UserError, did_you_mean
 
@@ -26,13 +32,14 @@ def has_any(folder: Path, patterns: Sequence[str]) -> bool:
     return any(True for pattern in patterns for _ in folder.glob(pattern))
 
 
-def check_model_source(name: str | None, *, weights: bool = True) -> str:
-    """Return the name to load from; refuse a folder that is missing or is no model."""
+def check_model_source(name: str | None, *, weights: bool = True, cache_dir: str | None = None) -> str:
+    """Return the name to load from; refuse a folder that is missing or is no model, and a hub id out of reach."""
     if not name:
         raise UserError("no model is named", where="model_name_or_path",
                         fix="set model_name_or_path to a model folder or hub id")
     folder = _folder_or_hub_id(name, "model_name_or_path")
     if folder is None:
+        _check_reach(name, "model_name_or_path", cache_dir)
         return name
     if not has_any(folder, CONFIG_FILES):
         _refuse_adapter(folder)
@@ -42,10 +49,11 @@ def check_model_source(name: str | None, *, weights: bool = True) -> str:
     return str(folder)
 
 
-def check_tokenizer_source(name: str) -> str:
-    """Return the name to load from; refuse a folder that holds no tokenizer."""
+def check_tokenizer_source(name: str, *, cache_dir: str | None = None) -> str:
+    """Return the name to load from; refuse a folder that holds no tokenizer, and a hub id out of reach."""
     folder = _folder_or_hub_id(name, "model_name_or_path")
     if folder is None:
+        _check_reach(name, "model_name_or_path", cache_dir)
         return name
     if not has_any(folder, TOKENIZER_FILES):
         _refuse_adapter(folder)
@@ -59,6 +67,7 @@ def check_adapter_source(name: str) -> str:
     """Return the name to load from; refuse a folder that is missing or is no adapter."""
     folder = _folder_or_hub_id(name, "adapter_name_or_path")
     if folder is None:
+        _check_reach(name, "adapter_name_or_path", None)
         return name
     if not has_any(folder, ADAPTER_FILES):
         if has_any(folder, CONFIG_FILES):
@@ -81,6 +90,31 @@ def _folder_or_hub_id(name: str, key: str) -> Path | None:
     if _HUB_ID.match(name) and not name.startswith(".") and not _looks_local(name) and not is_bare_adapter:
         return None
     raise UserError(f"folder {name} does not exist", where=key, fix=_nearest(path))
+
+
+def _check_reach(name: str, key: str, cache_dir: str | None) -> None:
+    """Refuse at once a hub id that is not in the cache while the hub does not answer; libraries ask for a minute."""
+    cached = Path(cache_dir or constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=name, repo_type="model")
+    if cached.is_dir() or offline() or _hub_answers():
+        return
+    raise UserError(
+        f'folder {name} does not exist, and the hub at {constants.ENDPOINT}, which may hold "{name}", is not reachable',
+        where=key, fix="give the path of a local folder, or download it once with network access")
+
+
+def _hub_answers() -> bool:
+    """Try to connect to the hub, or to the proxy on the way to it, for two seconds."""
+    hub = urlsplit(constants.ENDPOINT)
+    proxies = getproxies()
+    target = urlsplit(proxies.get(hub.scheme) or proxies.get("all") or constants.ENDPOINT)
+    if not target.hostname:
+        return True
+    port = target.port or (80 if target.scheme == "http" else 443)
+    try:
+        with socket.create_connection((target.hostname, port), timeout=2):
+            return True
+    except OSError:
+        return False
 
 
 def _looks_local(name: str) -> bool:

@@ -24,7 +24,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
     Raises UserError for a missing or wrong folder, and for one whose files cannot be read.
     """
-    name = _adapter_with_tokenizer(config) or check_tokenizer_source(_required(config))
+    name = _adapter_with_tokenizer(config) or check_tokenizer_source(
+        _required(config), cache_dir=config.cache_dir)
     tokenizer = _read(name, config)
     add_tokens(tokenizer, config)
     return tokenizer
