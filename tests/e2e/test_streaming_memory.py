@@ -60,20 +60,24 @@ print(json.dumps(told | {"high_water": high_water(), "torch": "torch" in sys.mod
 
 
 def write_rows(path: Path, size: int) -> int:
-    """Write `size` bytes of dialogue, 13 KB a row; return the number of rows. Long words keep tokenising quick."""
+    """Write `size` bytes of rows of 13 KB, 5 KB of them dialogue and the rest a column that no stage reads; count them.
+
+    Tokenising is by far the slowest part, and not what is measured here.
+    """
     words = ["".join(chr(97 + (n * k + k) % 26) for k in range(400)) for n in range(60)]
     count = written = 0
     with path.open("w", encoding="ascii") as file:
         while written < size:
-            answer = " ".join(words[(count + k) % 60] for k in range(32))
-            written += file.write(f'{{"instruction": "row {count}", "output": "{answer} {count}"}}\n')
+            answer = " ".join(words[(count + k) % 60] for k in range(12))
+            page = "".join(words[(count + k) % 60] for k in range(20))
+            written += file.write(f'{{"instruction": "row {count}", "page": "{page}", "output": "{answer}"}}\n')
             count += 1
     return count
 
 
 @pytest.mark.slow
 def test_two_gigabytes_in_a_process_of_one(tmp_path: Path) -> None:
-    """Resident memory stays below 1 GiB (16,384 rows of 13 KB in the buffer are 0.2 GiB of it); every row is used.
+    """Resident memory stays below 1 GiB (16,384 rows of 5 KB in the buffer are 80 MiB of it); every row is used.
 
     Coming back at 90 % of the file takes seconds: the rows in the buffer are read again, the file is not.
     """

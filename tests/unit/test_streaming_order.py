@@ -1,5 +1,6 @@
 """What a stream gives, and that a state of places brings any example back."""
 
+import gzip
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from danlu.data.config import DataConfig
 from danlu.data.dataset import build_dataset
 from danlu.data.encode import EncodeContext
 from danlu.data.loader import load_records
-from danlu.data.streaming import row_stream
+from danlu.data.streaming import estimate, row_stream
 from danlu.data.streaming.open_stream import Order, open_stream
 from danlu.data.streaming.token_stream import TokenStream
 from danlu.engine.sampler import StreamBatches, share
@@ -25,7 +26,7 @@ from danlu.templates import resolve
 from tests.tiny import tiny_tokenizer
 
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "sft": {}, "packed": {"packing": True, "cutoff_len": 96}, "split": {"cutoff_len": 24, "on_long": "split"},
+    "sft": {}, "packed": {"packing": True, "cutoff_len": 96}, "split": {"cutoff_len": 40, "on_long": "split"},
     "pt": {"stage": "pt", "cutoff_len": 64}, "documents": {"stage": "pt", "cutoff_len": 32, "neat_packing": True}}
 
 
@@ -139,6 +140,40 @@ def test_resuming_reads_nothing_that_was_seen(tmp_path: Path) -> None:
     assert_same(taken(again, 40), expected)
 
 
+@pytest.mark.parametrize("packed", ["gz", "zst"])
+def test_a_packed_file_resumes_too(packed: str, tmp_path: Path) -> None:
+    """It is unpacked up to the cursor; what comes is what comes from the plain file."""
+    import pyarrow as pa
+
+    plain = write(tmp_path, "first", 300)
+    path = f"{plain}.{packed}"
+    content = Path(plain).read_bytes()
+    if packed == "gz":
+        Path(path).write_bytes(gzip.compress(content))
+    else:
+        with pa.CompressedOutputStream(path, "zstd") as file:
+            file.write(content)
+    stream, _ = opened([path])
+    reference, _ = opened([plain])
+    first = taken(stream, 20)
+    assert [e.input_ids.tolist() for e, _ in first] == [e.input_ids.tolist() for e, _ in taken(reference, 20)]
+    again, _ = opened([path])
+    again.restore(stream.state())
+    assert_same(taken(again, 12), taken(stream, 12))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_estimate_of_a_sample(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth of 2,500 rows of 1 to 9 answers tells examples and tokens within 6 %; one example a row exactly."""
+    monkeypatch.setattr(estimate, "SAMPLE_ROWS", 512)
+    keys = {**LAYOUTS[layout], "cutoff_len": LAYOUTS[layout].get("cutoff_len", 128)}
+    stream, _ = opened([write(tmp_path, "first", 2500)], **keys)
+    found = epoch(stream)
+    assert not stream.estimate.is_exact and stream.estimate.rows == 2500
+    assert len(stream) == pytest.approx(len(found), rel=0.06 if layout != "sft" else 0)
+    assert stream.num_tokens == pytest.approx(sum(len(one.input_ids) for one, _ in found), rel=0.06)
+
+
 def test_each_epoch_is_another_order_of_all_rows(tmp_path: Path) -> None:
     stream, _ = opened([write(tmp_path, "first", 300)])
     first = [origin for _, origin in epoch(stream)]
@@ -161,6 +196,8 @@ def test_processes_give_the_same_and_resume(tmp_path: Path) -> None:
     alone, ahead = opened([name])[0], opened([name], preprocessing_num_workers=2)[0]
     assert_same(taken(ahead, 40), taken(alone, 40))
     assert ahead.state() == alone.state()
+    pool = ahead._encoder._pool
+    assert pool is not None and not pool.submit(eval, "'torch' in __import__('sys').modules").result()
     ahead.restore(alone.state())
     assert_same(taken(ahead, 20), taken(alone, 20))
     ahead.finish()

@@ -12,6 +12,7 @@ from danlu.data.config import DataConfig
 from danlu.data.ledger import Ledger
 from danlu.data.packing import Arranged
 from danlu.data.streaming.row_index import EVERY
+from danlu.data.streaming.row_stream import WINDOW_ROWS
 from danlu.data.streaming.set_walk import SetWalk
 from danlu.templates import Encoded
 
@@ -61,8 +62,7 @@ def estimate_epoch(walks: Sequence[SetWalk], rows: Sequence[int], encode: Callab
     encoded = encode(records) if records else []
     if not encoded:
         raise walks[0].rows.no_rows()
-    examples = arrange(encoded, config)
-    return _scaled(total, sampled, examples, encoded, config)
+    return _scaled(total, sampled, _arranged(encoded, arrange, config), encoded, config)
 
 
 def _places(size: int, wanted: int) -> list[int]:
@@ -74,6 +74,15 @@ def _places(size: int, wanted: int) -> list[int]:
     if size > runs * EVERY:
         starts = [start // EVERY * EVERY for start in starts]
     return [start + step for start in starts for step in range(wanted // runs)]
+
+
+def _arranged(encoded: Sequence[Encoded], arrange: Arrange, config: DataConfig) -> Sequence[Example]:
+    """Return the examples as the stream makes them: in windows, unless what is left over goes into the next."""
+    examples = arrange(encoded, config)
+    if isinstance(examples, Arranged) and examples.is_open:
+        return examples
+    starts = range(0, len(encoded), WINDOW_ROWS)
+    return [one for start in starts for one in arrange(encoded[start:start + WINDOW_ROWS], config)]
 
 
 def _scaled(total: int, sampled: int, examples: Sequence[Example], encoded: Sequence[Encoded],
