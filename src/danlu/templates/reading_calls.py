@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 Call = dict[str, Any]
-Read = list[Call] | None
+Read = tuple[list[Call], int]
+"""Calls that stand one behind the other, and where they end; the end of the text when nothing follows them."""
 _SPACE = re.compile(r"\s*")
 
 
@@ -46,7 +47,7 @@ def named_call(value: Any, key: str) -> Call | None:
 
 
 def calls_until_end(read_one: Callable[[str, int], tuple[Call, int] | None]) -> Callable[[str, int], Read]:
-    """Return a reader of calls one behind the other, white space between, that must fill the rest of the text."""
+    """Return a reader of calls one behind the other, with white space between."""
 
     def read(text: str, at: int) -> Read:
         calls: list[Call] = []
@@ -54,24 +55,24 @@ def calls_until_end(read_one: Callable[[str, int], tuple[Call, int] | None]) -> 
         while at < len(text):
             found = read_one(text, at)
             if found is None:
-                return None
+                break
             calls.append(found[0])
             at = skip(text, found[1])
-        return calls
+        return calls, at
 
     return read
 
 
 def json_calls(key: str) -> Callable[[str, int], Read]:
-    """Return a reader of one object {"name": ..., key: {...}}, or a list of them, that fills the rest of the text."""
+    """Return a reader of one object {"name": ..., key: {...}}, or a list of them."""
 
     def read(text: str, at: int) -> Read:
         found = value_at(text, at)
-        if found is None or skip(text, found[1]) < len(text):
-            return None
+        if found is None:
+            return [], at
         values = found[0] if isinstance(found[0], list) else [found[0]]
         calls = [named_call(value, key) for value in values]
-        return None if None in calls else [call for call in calls if call]
+        return [] if None in calls else [call for call in calls if call], skip(text, found[1])
 
     return read
 

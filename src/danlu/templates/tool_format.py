@@ -20,7 +20,7 @@ class ToolFormat:
     """A format of tools as slots; the same slots write the text and the Jinja that is saved with the model.
 
     definition  one tool: {name}, and {definition}, its JSON
-    read        read(text, at) returns the calls that fill text[at:], or None
+    read        read(text, at) returns the calls that begin at text[at:], and where they end
     begin       pattern of the places where calls may begin
     intro, between, outro   around the definitions
     is_nested   a definition is written as {"type": "function", "function": ...}, else what is inside
@@ -81,9 +81,12 @@ class ToolFormat:
         Calls are `{"type": "function", "function": {"name": str, "arguments": dict}}`. The marker may be missing, as
         it is where special tokens are left out of decoded text.
         """
+        behind = 0
         for found in self._begin.finditer(text):
-            calls = self.read(text, found.end())
-            if calls:
+            if found.start() < behind:
+                continue  # inside calls that something else follows
+            calls, behind = self.read(text, found.end())
+            if calls and behind == len(text):
                 content = text[:found.start()]
                 return content.removesuffix(self.join) if self.join else content, tuple(calls)
         return None
