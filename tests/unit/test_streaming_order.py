@@ -21,6 +21,7 @@ from danlu.data.streaming import estimate, row_stream
 from danlu.data.streaming.open_stream import Order, open_stream
 from danlu.data.streaming.token_stream import TokenStream
 from danlu.engine.sampler import StreamBatches, share
+from danlu.run_config import load_run_config
 from danlu.stages.base import STAGES
 from danlu.templates import resolve
 from tests.tiny import tiny_tokenizer
@@ -277,3 +278,16 @@ def test_keys_that_do_not_go_with_a_stream() -> None:
     for keys, words in (({"tokenized_path": "x"}, "never written down"), ({"val_size": 0.1}, "such as val_size: 1000")):
         with pytest.raises(ValueError, match=words):
             DataConfig(streaming=True, **keys)
+    with pytest.raises(ConfigError, match="group_by_length"):
+        load_run_config(None, ["dataset=x", "model_name_or_path=x", "output_dir=x", "streaming=true",
+                               "group_by_length=true"], "train")
+
+
+def test_ids_outside_the_embedding_stop_the_stream(tmp_path: Path) -> None:
+    """Of the sample they are told before the first step; later ones name their row."""
+    stream, _ = opened([write(tmp_path, "first", 20)])
+    highest = max(stream.estimate.ids)
+    assert stream.find_ids(highest + 1) == []
+    assert stream.find_ids(highest) == [(highest, stream.estimate.ids[highest])]
+    with pytest.raises(DataError, match=f"first.jsonl:.*token id {highest} is outside"):
+        epoch(stream)

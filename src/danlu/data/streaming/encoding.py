@@ -93,6 +93,7 @@ _JOB: list[tuple[Encode, EncodeContext]] = []  # set in a child process only
 
 def _begin_process(encode: Encode, context: EncodeContext) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["RANK"] = "-1"  # the parent has encoded a sample, and said what there is to say
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children when it is interrupted
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _JOB.append((encode, context))

@@ -125,7 +125,8 @@ def _key(path: Path) -> str:
         edges.update(file.read(EDGE))
         file.seek(max(0, facts.st_size - EDGE))
         edges.update(file.read(EDGE))
-    return fingerprint.of_values(str(path.resolve()), facts.st_size, facts.st_mtime_ns, edges.hexdigest())
+    return fingerprint.of_values(str(path.resolve()), facts.st_size, facts.st_mtime_ns, edges.hexdigest(), EVERY,
+                                 fingerprint.of_code())
 
 
 def _kept(kept: Path) -> RowIndex | None:
