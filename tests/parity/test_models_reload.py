@@ -203,9 +203,11 @@ def test_restore_refuses_another_model(tiny_base: Path, tmp_path: Path) -> None:
     saver(tiny_base).save(build(tiny_base, METHODS["full"]), tmp_path / "full")
     wider = build(tiny_base, AdapterConfig(lora_rank=16))
     other = build(tiny_base, AdapterConfig(lora_target="q_proj"))
-    for model, folder in ((wider, "lora"), (other, "lora"), (build(tiny_base, METHODS["full"]), "lora"),
-                          (wider, "full"), (wider, "nowhere")):
-        with pytest.raises(UserError, match="does not fit"):
+    for model, folder, what in ((wider, "lora", "lora_rank is 4 in the checkpoint and 16 in this run"),
+                                (other, "lora", "lora_target is .* and q_proj in this run"),
+                                (build(tiny_base, METHODS["full"]), "lora", "holds an adapter .finetuning_type lora"),
+                                (wider, "full", "holds whole weights"), (wider, "nowhere", "holds nothing")):
+        with pytest.raises(UserError, match=f"does not fit the model of this run: .*{what}"):
             saver(tiny_base).restore(model, tmp_path / folder)
 
 

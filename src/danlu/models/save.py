@@ -8,6 +8,7 @@ import errno
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
@@ -81,17 +82,16 @@ class ModelSaver:
         Raises UserError when the folder holds weights of another shape or method.
         """
         model = stock_model(policy)
+        difference = _other_method(model, folder)
+        if difference:
+            raise _misfit(folder, difference)
         try:
             if isinstance(model, PeftModel):
                 _restore_adapter(model, folder)
             else:
                 _restore_model(model, folder)
         except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{folder} does not fit the model of this run: {first}", where="resume_from_checkpoint",
-                fix="resume with the model and method keys of the run that wrote it, or start a new output_dir",
-            ) from error
+            raise _misfit(folder, str(error).strip().splitlines()[0]) from error
 
     def _save_model(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype | None) -> None:
         state = None if dtype is None else cast_state(model.state_dict(), dtype)
@@ -175,6 +175,35 @@ def _write_dtype(path: Path, dtype: torch.dtype) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["dtype"] = str(dtype).removeprefix("torch.")
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _misfit(folder: Path, difference: str) -> UserError:
+    return UserError(
+        f"{folder} does not fit the model of this run: {difference}", where="resume_from_checkpoint",
+        fix="resume with the model and method keys of the run that wrote it, or start a new output_dir")
+
+
+def _other_method(model: PreTrainedModel | PeftModel, folder: Path) -> str:
+    """Return how the method of a checkpoint differs from that of the model, "" when it does not."""
+    path = folder / "adapter_config.json"
+    if not folder.is_dir() or path.is_file() != isinstance(model, PeftModel):
+        kinds = ("whole weights (finetuning_type full or freeze)", "an adapter (finetuning_type lora)")
+        there = kinds[path.is_file()] if folder.is_dir() else "nothing"
+        return f"the checkpoint holds {there}, this run trains {kinds[isinstance(model, PeftModel)]}"
+    if not isinstance(model, PeftModel):
+        return ""
+    saved, settings = json.loads(path.read_text(encoding="utf-8")), model.peft_config["default"]
+    named = {"lora_target": "target_modules", "additional_target": "modules_to_save", "use_dora": "use_dora"}
+    if not pissa.is_pissa(model):  # a PiSSA adapter is saved as a plain one of twice the rank
+        named["lora_rank"] = "r"
+    pairs = [(key, _shown(saved.get(name)), _shown(getattr(settings, name))) for key, name in named.items()]
+    return "; ".join(f"{key} is {old} in the checkpoint and {new} in this run" for key, old, new in pairs if old != new)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, set, tuple)):
+        return ",".join(sorted(value)) or "unset"
+    return str(value or "unset").lower()
 
 
 def _restore_model(model: PreTrainedModel, folder: Path) -> None:
