@@ -174,12 +174,12 @@ def test_a_saved_set_is_loaded_and_a_different_one_refused(file, tmp_path):
     first = build(file, tokenized_path=saved)
     again = build(file, tokenized_path=saved)
     assert content(first) == content(again)
-    with pytest.raises(ConfigError, match="made with a different template"):
+    with pytest.raises(ConfigError, match="made with another template"):
         build(file, jinja=OTHER_JINJA, tokenized_path=saved)
-    with pytest.raises(ConfigError, match="made with a different options"):
+    with pytest.raises(ConfigError, match="made with other options"):
         build(file, cutoff_len=40, tokenized_path=saved)
     write(file, 29)
-    with pytest.raises(ConfigError, match="made with a different data"):
+    with pytest.raises(ConfigError, match="made with other data"):
         build(file, tokenized_path=saved)
     tokenizer, config = tiny_tokenizer(chat_template=CHATML), DataConfig(tokenized_path=saved)
     context = EncodeContext(tokenizer, resolve(None, tokenizer), config)

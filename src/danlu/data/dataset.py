@@ -182,7 +182,8 @@ def _load_saved(folder: Path, key: Key, *, has_data: bool) -> TokenDataset:
         notice(f"{folder} was prepared by another version of danlu")
     real = [part for part in differing if part != "code" and (part != "data" or has_data)]
     if real:
-        raise ConfigError(f"the prepared set in {folder} was made with a different {' and '.join(real)}",
+        changed = " and ".join(f"other {part}" if part in ("data", "options") else f"another {part}" for part in real)
+        raise ConfigError(f"the prepared set in {folder} was made with {changed}",
                           where="tokenized_path", fix="give another tokenized_path, or remove this folder")
     say(f"data: {len(dataset)} prepared examples, read from {folder}")
     return dataset
