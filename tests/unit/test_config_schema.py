@@ -10,6 +10,7 @@ import pytest
 
 from danlu.cli.make_schema import render
 from danlu.core import schema
+from danlu.core.errors import ConfigError
 
 HEAVY = ("torch", "transformers", "pydantic", "numpy", "peft", "datasets", "accelerate")
 PROGRAM = f"""
@@ -128,3 +129,11 @@ def test_answers_in_a_third_of_a_second(arguments: list[str]) -> None:
         subprocess.run([sys.executable, "-m", "danlu", *arguments], capture_output=True, check=False)
         times.append(spent() - before)
     assert min(times) < 0.3, times
+
+
+def test_schema_verb_names_the_nearest_key() -> None:
+    from danlu.cli.schema import main
+
+    for wrong, part in (("nope", "nearest key is"), ("lora_rnak", 'did you mean "lora_rank"')):
+        with pytest.raises(ConfigError, match=part):
+            main([wrong])

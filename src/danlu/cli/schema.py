@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from danlu.cli.key_help import key_page
 from danlu.core import schema
@@ -22,6 +23,8 @@ def main(argv: Sequence[str]) -> int:
     names = [word.removeprefix("--").replace("-", "_") for word in argv]
     for name in names:
         if not schema.is_known(name):
-            raise ConfigError(f'unknown key "{name}"', fix=did_you_mean(name, schema.keys(), list_all=False))
+            nearest = get_close_matches(name, schema.keys(), n=1, cutoff=0.0)[0]
+            raise ConfigError(f'unknown key "{name}"', fix=did_you_mean(name, schema.keys(), list_all=False)
+                              or f'the nearest key is "{nearest}"; `danlu train --help` lists every key')
     print("\n\n".join(key_page(name) for name in names))
     return 0
