@@ -20,6 +20,7 @@ from danlu.data.streaming.open_stream import Order, open_stream
 from danlu.data.streaming.token_stream import TokenStream
 from danlu.engine import trackers
 from danlu.engine.distributed import on_main
+from danlu.engine.evaluate import check_metric
 from danlu.engine.loop import Engine, TrainResult
 from danlu.models.architecture import context_length, learned_positions
 from danlu.models.card import CardFacts
@@ -101,6 +102,8 @@ def inputs_of(config: RunConfig) -> list[str]:
 def prepare(config: RunConfig) -> Prepared:
     """Load the tokenizer and encode the data; no model is loaded."""
     stage = STAGES[config.stage]
+    if config.do_train and config.engine.eval_strategy != "no":
+        check_metric(config.engine.metric_for_best_model, stage, [Path(one).stem for one in config.data.eval_dataset])
     tokenizer = load_tokenizer(config.model)
     template = resolve_template(config.data.template, tokenizer, needs_dialogue=stage.needs_template,
                                 tool_format=config.data.tool_format)

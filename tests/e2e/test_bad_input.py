@@ -178,3 +178,22 @@ def test_a_name_that_is_no_folder_is_refused_at_once_without_network(
         said = capsys.readouterr()
         assert code == 2 and "Retrying" not in said.err + said.out
         assert f"{key}: folder {name} does not exist" in said.err and "127.0.0.1:9" in said.err, said.err
+
+
+def test_a_metric_that_no_evaluation_gives_is_refused_before_the_data_is_read(
+    good: dict[str, Any], danlu: Callable[..., int], capsys: pytest.CaptureFixture[str],
+) -> None:
+    keys = {"eval_dataset": "chat", "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "perplexty"}
+    code = danlu("train", {**good, **keys})
+    said = capsys.readouterr().err
+    assert code == 2 and 'did you mean "perplexity"' in said and "8 read" not in said, said
+
+
+def test_libraries_do_not_talk_over_danlu(good: dict[str, Any], danlu: Callable[..., int],
+                                          capfd: pytest.CaptureFixture[str]) -> None:
+    """Growing the vocabulary and paged optimisers are told in notices of danlu alone."""
+    code = danlu("train", {**good, "add_tokens": "<new>", "resize_vocab": True, "optim": "paged_adamw_32bit"})
+    said = capfd.readouterr().err
+    assert code == 0, said
+    assert "The new embeddings will be" not in said and "Paged optimizers" not in said
+    assert "nothing is paged" in said and "embedding and head grow" in said

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from danlu.core.errors import DataError
+from danlu.core.errors import ConfigError, DataError, did_you_mean
 from danlu.core.stream import Example
 from danlu.engine.distributed import sum_over_ranks
 from danlu.stages.base import Stage
@@ -62,6 +62,15 @@ def evaluate(stage: Stage, sets: dict[str, Examples], accelerator: Accelerator, 
     report["eval_runtime"] = round(seconds, 4)
     report["eval_samples_per_second"] = round(sum(len(one) for one in sets.values()) / seconds, 3)
     return report
+
+
+def check_metric(wanted: str | None, stage: type[Stage], sets: Sequence[str]) -> None:
+    """Refuse a metric_for_best_model that no evaluation of this stage, over sets of these names, can produce."""
+    own = ("loss", *(("perplexity",) if stage.loss_is_nll else ()), *stage.metrics)
+    known = [*own, *(f"{name}_{one}" for name in sets for one in own if name), "runtime", "samples_per_second"]
+    if wanted is not None and wanted.removeprefix("eval_") not in known:
+        raise ConfigError(f'metric_for_best_model "{wanted}" is no result of the evaluation',
+                          fix=did_you_mean(wanted.removeprefix("eval_"), known))
 
 
 def _sums(stage: Stage, dataset: Examples, accelerator: Accelerator, batch_size: int) -> Sums:

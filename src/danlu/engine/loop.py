@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from danlu.core.console import is_main_process, notice, say
 from danlu.core.errors import ConfigError
 from danlu.core.run_dir import RunDir
-from danlu.engine import distributed, trackers
+from danlu.engine import distributed, optimizers, trackers
 from danlu.engine.config import EngineConfig
 from danlu.engine.evaluate import EvalSets, Examples, evaluate, named_sets
 from danlu.engine.faults import STOP_SIGNALS, Interrupted, StopSignal
@@ -69,7 +69,7 @@ class Engine:
         if self._config.eval_strategy != "no" and not eval_sets:
             raise ConfigError(f"eval_strategy is {self._config.eval_strategy} and there is nothing to evaluate on",
                               fix="set eval_dataset or val_size, or eval_strategy: no")
-        with StopSignal() as stop:
+        with StopSignal() as stop, optimizers.quiet_optimizer():
             session = open_session(self._config, self._run, self._saver, self.accelerator, stage, dataset, eval_sets,
                                    groups, self._hooks)
             self._start_trackers()

@@ -1,6 +1,8 @@
 """Optimisers by the names of transformers' `optim`: torch's, transformers' Adafactor, and bitsandbytes'."""
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from danlu.core.console import notice
 from danlu.core.errors import CapabilityError, ConfigError, did_you_mean
 from danlu.engine.config import EngineConfig
 
@@ -125,6 +128,14 @@ _BITSANDBYTES: dict[str, tuple[str, int, bool]] = {
 }
 
 
+@contextmanager
+def quiet_optimizer() -> Iterator[None]:
+    """Hide bitsandbytes' own line on paging without a GPU; danlu's notice says it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+        yield
+
+
 def _bitsandbytes(groups: Groups, config: EngineConfig, settings: dict[str, Any]) -> Optimizer:
     if find_spec("bitsandbytes") is None:
         raise CapabilityError(f"optim {config.optim} needs bitsandbytes, which is not installed",
@@ -142,6 +153,8 @@ def _bitsandbytes(groups: Groups, config: EngineConfig, settings: dict[str, Any]
         kwargs |= {"betas": (*betas, float(settings.pop("beta3", 0.9999))), "eps": config.adam_epsilon}
     if kind != "RMSprop":
         kwargs |= {"is_paged": paged}
+    if paged and not torch.cuda.is_available():
+        notice(f"optim {config.optim}: without a GPU nothing is paged, the optimiser's state stays in memory")
     return _build(getattr(bitsandbytes.optim, kind), groups, config, **kwargs, **settings)
 
 

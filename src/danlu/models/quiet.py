@@ -12,6 +12,17 @@ LARGE = 2**30  # bytes; above it a progress bar is worth its lines
 
 
 @contextmanager
+def quiet_notes() -> Iterator[None]:
+    """Hide what transformers logs below an error: danlu says it in words of its own."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
 def quiet_loading(name: str | None = None) -> Iterator[None]:
     """Hide progress bars, unless the weights of `name` are large, and warnings about deprecated names in libraries."""
     folder = None if name is None else local_folder(name)

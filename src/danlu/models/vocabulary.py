@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from danlu.core.console import notice, warn
 from danlu.models.config import ModelConfig
+from danlu.models.quiet import quiet_notes
 from danlu.models.source import local_folder
 from danlu.models.tokenizer import token_descriptions
 
@@ -112,7 +113,8 @@ def _describe_rows(
 
 def _grow(model: PreTrainedModel, rows: int, multiple: int | None) -> tuple[str, ...]:
     before = embedding_rows(model)
-    model.resize_token_embeddings(rows, pad_to_multiple_of=multiple, mean_resizing=True)
+    with quiet_notes():
+        model.resize_token_embeddings(rows, pad_to_multiple_of=multiple, mean_resizing=True)
     names = embedding_names(model)
     notice(f"embedding and head grow from {before} to {embedding_rows(model)} rows ({', '.join(names)}); "
            "the new rows start near the mean of the old ones, and train")

@@ -52,6 +52,7 @@ class Stage(ABC):
     roles: ClassVar[tuple[str, ...]] = ("policy",)
     needs_template: ClassVar[bool] = True
     packs_by_default: ClassVar[bool] = False
+    metrics: ClassVar[tuple[str, ...]] = ()  # the names that `loss` reports beside the loss
     loss_is_nll: ClassVar[bool] = True  # a mean per token, so that exp(loss) is a perplexity
 
     def __init__(self, config: Any, models: Models) -> None:
