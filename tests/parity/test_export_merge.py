@@ -153,7 +153,9 @@ def test_a_full_model_is_saved_anew(tmp_path: Path) -> None:
     assert torch.equal(plain_logits(tmp_path / "out"), plain_logits(base))
 
 
-def test_targets_in_use_are_refused_and_earlier_exports_replaced(tmp_path: Path) -> None:
+def test_targets_in_use_are_refused_and_earlier_exports_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
     base = save_tiny(tmp_path / "base", "llama", CHATML)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
@@ -162,7 +164,9 @@ def test_targets_in_use_are_refused_and_earlier_exports_replaced(tmp_path: Path)
     with pytest.raises(UserError, match="read from"):
         export(base, base)
     export(base, tmp_path / "out")
+    assert "earlier export" not in capsys.readouterr().err
     export(base, tmp_path / "out")
+    assert f"{tmp_path / 'out'} holds an earlier export" in capsys.readouterr().err
     assert sorted(child.name for child in tmp_path.iterdir()) == ["base", "mine", "out"]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from danlu.core.console import notice
 from danlu.core.errors import UserError
 
 REPORT = "export_report.json"
@@ -24,6 +25,8 @@ def check_target(target: Path, sources: tuple[str, ...]) -> None:
         raise UserError(
             f"{target} is not empty and not an earlier export; found {found}", where="export_dir",
             fix="name a new folder, or empty this one yourself")
+    if (target / REPORT).is_file():
+        notice(f"{target} holds an earlier export; this one takes its place once it is whole")
 
 
 def check_space(target: Path, num_bytes: int) -> None:
