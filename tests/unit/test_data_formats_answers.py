@@ -205,7 +205,9 @@ def write(path, rows):
     ({"instruction": "q", "output": "a"}, Preference, "no preference pairs in a row that has the keys instruction"),
     ({"text": "prose"}, Feedback, "no verdicts in a row that has the keys text"),
     ({"chosen": f"{TRANSCRIPT} a", "rejected": f"{TRANSCRIPT} b"}, Conversation, "holds a preference pair"),
-    ({"prompt": "q", "chosen": "a", "rejected": "b"}, Text, "holds a preference pair")])
+    ({"prompt": "q", "chosen": "a", "rejected": "b"}, Text, "holds a preference pair"),
+    ({"prompt": "q", "responses": ["a", "b"], "ranks": [2, 1]}, Conversation, "holds ranked answers"),
+    ({"prompt": "q", "responses": ["a", "b"], "ranks": [2, 1]}, Text, "holds ranked answers")])
 def test_data_of_another_kind_is_refused_in_words(tmp_path, row, kind, message):
     with pytest.raises(DataError, match=message) as caught:
         len(load_records(write(tmp_path / "a.jsonl", [row]), kind))

@@ -187,6 +187,15 @@ def test_a_truncated_packed_file_says_how_far_it_goes(tmp_path, suffix):
     assert 1000 < line < 3000 and 0 <= line - seen <= 1
 
 
+def test_a_small_truncated_gz_gives_the_rows_before_the_damage(tmp_path):
+    """Less than one read of it is left, and these rows are rows all the same."""
+    path = tmp_path / "a.jsonl.gz"
+    packed = gzip.compress("".join(f'{{"a": {n}}}\n' for n in range(2000)).encode())
+    path.write_bytes(packed[:len(packed) // 2])
+    rows = open_rows(path).scan()
+    assert [next(rows).value["a"] for _ in range(300)] == list(range(300))
+
+
 def test_a_packed_name_over_other_bytes_is_said(tmp_path):
     for suffix in (".gz", ".zst"):
         path = tmp_path / f"a.jsonl{suffix}"

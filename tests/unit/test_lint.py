@@ -108,6 +108,23 @@ def test_ragged_csv_truncated_gz_and_empty_file(tmp_path: Path) -> None:
     assert [one.code for one in lint(empty).findings] == ["no-rows"]
 
 
+def test_ranked_answers_are_preferences_and_no_prose(tmp_path: Path) -> None:
+    good = {"prompt": "describe snow", "responses": ["cold and white", "snow"], "ranks": [1, 2]}
+    report = lint(write(tmp_path / "a.jsonl", [good, {"prompt": "fire", "responses": ["hot", "hot"], "ranks": [1, 2]}]))
+    assert [(one.code, one.line) for one in report.findings] == [("equal-answers", 2)]
+
+
+def test_rows_before_the_place_where_a_packed_file_breaks_off_are_checked(tmp_path: Path) -> None:
+    """Duplicates are compared by reading rows again, out of order, of the part that is whole."""
+    rows = [talk(f"question {n * n}", f"answer {n * n % 997}") for n in range(20000)]
+    twice = [row for row in rows[:1000] for _ in range(2)]
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in [*twice, *rows[1000:]]).encode())
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(whole[:len(whole) // 2])
+    report = lint(packed)
+    assert report.counts["truncated-file"] == 1 and report.counts["duplicate"] == 1000
+
+
 def test_places_in_other_kinds_of_file(tmp_path: Path) -> None:
     """The fault is in row 2 everywhere: line 3 of the CSV, line 2 of packed lines, behind a BOM, row 2 of Parquet."""
     import pyarrow as pa

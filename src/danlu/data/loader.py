@@ -15,7 +15,7 @@ from danlu.core.console import notice, say, warn
 from danlu.core.errors import ConfigError, DataError, did_you_mean
 from danlu.core.records import Conversation, Feedback, Origin, Preference, Prompt, Record, Text
 from danlu.data import fingerprint
-from danlu.data.answers import has_pair
+from danlu.data.answers import has_pair, has_ranking
 from danlu.data.config import DataConfig
 from danlu.data.hub import HubRows
 from danlu.data.ledger import Ledger
@@ -116,7 +116,8 @@ class SourceRows:
         where, prefix = f"{origin.source}:{line}", f"row {row.number}, " if line != row.number else ""
         if self._format is None:
             name = detect(row.value, self.record_type)
-            if name is None:
+            # The only column of strings beside ranked answers is their prompt, and no prose.
+            if name is None or name == "text" and has_ranking(row.value):
                 raise DataError(prefix + _unknown_row(row.value, self.record_type), where=where, fix=_how_to_declare())
             self._format = FORMATS[name]()
             self._announce(name, row.value)
@@ -303,6 +304,8 @@ def _no_rows(where: str, ledger: Ledger) -> DataError:
 def _unknown_row(row: Any, record_type: type[Record]) -> str:
     if has_pair(row) and record_type is not Preference:
         return "the row holds a preference pair (chosen, rejected), which stages rm and dpo take"
+    if has_ranking(row) and record_type is not Preference:
+        return "the row holds ranked answers, which stages rm and dpo take"
     shown = keys_of(row) if isinstance(row, dict) else kind_of(row)
     other = detect(row)
     if other is not None and record_type not in FORMATS[other].kinds or record_type is Preference:

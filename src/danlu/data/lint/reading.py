@@ -6,6 +6,7 @@ from typing import Any
 
 from danlu.core.errors import DataError
 from danlu.core.records import Conversation, Feedback, Origin, Preference, Prompt, Record
+from danlu.data.answers import has_ranking
 from danlu.data.lint.finding import short
 from danlu.data.registry import Source
 from danlu.data.row_file import PlacedRow, RowFile, open_rows
@@ -148,7 +149,7 @@ def _kinds(source: Source, value: Any) -> tuple[type[Record], ...]:
         return (Preference,)
     if columns.get("kto_tag"):
         return (Feedback,)
-    if keys & {"chosen", "rejected"}:
+    if keys & {"chosen", "rejected"} or has_ranking(value):
         return (Preference, Conversation)
     if isinstance(value, Mapping) and isinstance(value.get("label"), bool):
         return (Feedback, Conversation)

@@ -72,7 +72,7 @@ class _Unpacked(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = self._inner.read(len(buffer))
+            data = self._inner.read1(len(buffer))  # `read` of gzip gives nothing of a block that breaks off
         except (EOFError, OSError, zlib.error) as error:
             raise DataError(
                 f"truncated or damaged {PACKED[self.path.suffix.lower()]} file: it breaks off after {self._position} "
@@ -108,13 +108,19 @@ class _KeptOpen:
         self.path = path
         self._raw = _Unpacked(path)
         self._file: Any = io.BufferedReader(self._raw, CHUNK)
+        self._damage: tuple[int, DataError] | None = None
 
     def at(self, offset: int) -> BinaryIO:
         if self._raw.rewinds >= MOST_REWINDS:
             notice(f"{self.path} is read out of order: it is unpacked to a temporary file")
             copy = tempfile.TemporaryFile(prefix="danlu-")  # noqa: SIM115 - open as long as rows are read
-            _unpack(self.path, copy)
+            try:
+                _unpack(self.path, copy)
+            except DataError as error:  # what stands before the damage is whole
+                self._damage = copy.tell(), error
             self._raw.rewinds, self._file = 0, copy
+        if self._damage is not None and offset >= self._damage[0]:
+            raise self._damage[1]
         self._file.seek(offset)
         found: BinaryIO = self._file
         return found
@@ -127,7 +133,7 @@ def _kept_open(path: Path, process: int, changed: int, size: int) -> _KeptOpen:
 
 
 def _unpack(path: Path, target: IO[bytes]) -> None:
-    with open_bytes(path) as source:
+    with _Unpacked(path) as source:
         while data := source.read(CHUNK):
             target.write(data)
     target.flush()
