@@ -224,3 +224,14 @@ def test_files_of_two_kinds_say_which_row_is_of_the_other(tmp_path):
 def test_dialogue_with_verdicts_warns_when_they_are_not_read(tmp_path, capsys):
     assert len(load_records(write(tmp_path / "a.jsonl", [VERDICTS["openai"]]), Conversation)) == 1
     assert 'the column "label" holds verdicts, which this stage does not read' in capsys.readouterr().err
+
+
+def test_a_lone_question_and_pictures_are_said_not_passed_over(tmp_path, capsys):
+    assert len(load_records(write(tmp_path / "a.jsonl", [{"prompt": "q", "score": 3}]), Conversation)) == 1
+    assert "no column is an answer, so the only text is trained as prose" in capsys.readouterr().err
+    row = {"messages": [{"role": "user", "content": "<image> q"}, {"role": "assistant", "content": "a"}],
+           "images": ["a.png"]}
+    assert len(load_records(write(tmp_path / "b.jsonl", [row]), Conversation)) == 1
+    assert 'the column "images" is not read' in capsys.readouterr().err
+    assert len(load_records(write(tmp_path / "c.jsonl", [{"text": "prose"}]), Conversation)) == 1
+    assert "no column is an answer" not in capsys.readouterr().err

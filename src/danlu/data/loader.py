@@ -17,13 +17,14 @@ from danlu.core.records import Conversation, Feedback, Origin, Preference, Promp
 from danlu.data import fingerprint
 from danlu.data.answers import has_pair, has_ranking
 from danlu.data.config import DataConfig
+from danlu.data.formats.text import USUAL
 from danlu.data.hub import HubRows
 from danlu.data.ledger import Ledger
 from danlu.data.mixing import Places, mix, sample, split
-from danlu.data.registry import Source, find_sources
+from danlu.data.registry import UNREADABLE, Source, find_sources
 from danlu.data.row_file import PlacedRow, RowFile, open_rows
 from danlu.data.row_format import FORMATS, NOUNS, VERDICTS, Layout, RowFormat, RowProblem, detect, kind_of
-from danlu.data.row_values import keys_of
+from danlu.data.row_values import first_present, keys_of
 
 DEFAULT_SEED = 42
 
@@ -151,6 +152,14 @@ class SourceRows:
         if verdict and self.record_type is Conversation:
             warn(f'data {self.source.name}: the column "{verdict}" holds verdicts, which this stage does not read: '
                  "answers marked false are trained like the others (stage kto uses them)")
+        for media in UNREADABLE:
+            if isinstance(row, dict) and row.get(media) and not self.source.formatting:
+                warn(f'data {self.source.name}: the column "{media}" is not read: danlu trains on text alone')
+        layout = self.source.layout
+        guessed = isinstance(row, dict) and first_present(row, USUAL) is None and not layout.text_column
+        if name == "text" and guessed and self.record_type is Conversation:
+            notice(f"{self.source.name}: no column is an answer, so the only text is trained as prose "
+                   f"({keys_of(row)}); name the columns in dataset_info.json if it is a question")
         if self.record_type is Text and FORMATS[name].is_dialogue:
             notice(f"{self.source.name} holds dialogue: each row's turns, one below the other, are one document")
 
