@@ -47,12 +47,12 @@ def test_unlisted_columns_are_absent(folder):
     assert load_records(config(dataset="mine"), Conversation)[0].messages[0].content == "q0"
 
 
-def test_old_tags_among_the_columns_still_work(folder):
+@pytest.mark.parametrize("tags", [{}, {"tags": {"user_tag": "human", "assistant_tag": "gpt"}}])
+def test_old_tags_among_the_columns_still_work(folder, tags):
     (folder / "talk.jsonl").write_text(json.dumps({"turns": [{"r": "human", "c": "q"}, {"r": "gpt", "c": "a"}]}))
     config = declare(folder, mine={
         "file_name": "talk.jsonl", "formatting": "sharegpt",
-        "columns": {"messages": "turns", "role": "r", "content": "c"},
-        "tags": {"user_tag": "human", "assistant_tag": "gpt"}})
+        "columns": {"messages": "turns", "role": "r", "content": "c"}, **tags})
     assert [message.content for message in load_records(config(dataset="mine"), Conversation)[0].messages] == ["q", "a"]
 
 

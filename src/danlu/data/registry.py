@@ -19,6 +19,7 @@ COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "tool
            "chosen", "rejected", "kto_tag")
 TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag")
 OLD_TAGS = {"role": "role_tag", "content": "content_tag"}
+USUAL_TAGS = dict(zip(TAGS, ("from", "value", "human", "gpt", "observation", "function_call", "system"), strict=True))
 ENTRY_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name", "formatting",
               "ranking", "subset", "split", "folder", "num_samples", "file_sha1", "columns", "tags")
 TEXT_KEYS = tuple(key for key in ENTRY_KEYS if key not in ("ranking", "num_samples", "columns", "tags"))
@@ -164,7 +165,9 @@ def _columns_and_tags(entry: Mapping[str, Any], where: str) -> tuple[dict[str, s
     """Return complete mappings, an unlisted name being None; old registries kept two tags among the columns."""
     given = dict(entry.get("columns") or {})
     moved = {OLD_TAGS[key]: given.pop(key) for key in tuple(given) if key in OLD_TAGS}
-    given_tags = {**moved, **(entry.get("tags") or {})}
+    # Entries of that age declare no names of roles: the usual ones hold.
+    old = {**USUAL_TAGS, **moved} if moved and not entry.get("tags") else moved
+    given_tags = {**old, **(entry.get("tags") or {})}
     _known(given, COLUMNS, f"{where}, columns")
     _known(given_tags, TAGS, f"{where}, tags")
     seen = [what for key, what in UNREADABLE.items() if given.get(key)]
