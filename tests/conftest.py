@@ -54,13 +54,22 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a registry of two tiny data sets: dialogues in alpaca form, and the same words as prose."""
+    """A folder with a registry of tiny data sets: dialogues, the same words as prose, as pairs of answers, as verdicts."""
     folder = tmp_path_factory.mktemp("world")
     rows = [{"instruction": q, "input": "", "output": a} for q, a in DIALOGUES]
     (folder / "chat.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     prose = [{"text": f"{number} {q} {a}"} for number, (q, a) in enumerate(DIALOGUES)]
     (folder / "prose.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in prose), "utf-8")
-    info = {"chat": {"file_name": "chat.json"}, "prose": {"file_name": "prose.jsonl", "columns": {"prompt": "text"}}}
+    pairs = [{"instruction": q, "chosen": a, "rejected": DIALOGUES[i - 3][1]} for i, (q, a) in enumerate(DIALOGUES)]
+    (folder / "pairs.json").write_text(json.dumps(pairs, ensure_ascii=False), encoding="utf-8")
+    verdicts = [{"instruction": row["instruction"], "output": row[kind], "kto_tag": kind == "chosen"}
+                for row in pairs for kind in ("chosen", "rejected")]
+    (folder / "verdicts.json").write_text(json.dumps(verdicts, ensure_ascii=False), encoding="utf-8")
+    info = {"chat": {"file_name": "chat.json"}, "prose": {"file_name": "prose.jsonl", "columns": {"prompt": "text"}},
+            "pairs": {"file_name": "pairs.json", "ranking": True, "columns": {
+                "prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}},
+            "verdicts": {"file_name": "verdicts.json", "columns": {
+                "prompt": "instruction", "response": "output", "kto_tag": "kto_tag"}}}
     (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
     return folder
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from danlu.core.config import StrictConfig
 from danlu.core.console import notice, say
 from danlu.core.errors import ConfigError, UserError
 from danlu.core.run_dir import TEMPORARY_PREFIX, RunDir
@@ -31,11 +33,14 @@ from danlu.models.load import load_model
 from danlu.models.neftune import add_embedding_noise
 from danlu.models.packed_lm import PackedLM
 from danlu.models.precision import Precision, resolve_precision
-from danlu.models.save import ModelSaver
+from danlu.models.proof import base_of
+from danlu.models.reference import load_reference
+from danlu.models.save import ModelSaver, load_scoring_head
 from danlu.models.tokenizer import load_tokenizer
 from danlu.models.vocabulary import embedding_rows
-from danlu.run_config import RunConfig
+from danlu.run_config import RunConfig, stage_settings
 from danlu.stages.base import STAGES, Models, Stage
+from danlu.stages.reference import ReferenceKeys
 from danlu.templates import resolve as resolve_template
 
 CARD_KEYS = (
@@ -50,6 +55,7 @@ class Prepared:
     """What a run needs before a model is loaded."""
 
     stage: type[Stage]
+    settings: StrictConfig
     tokenizer: PreTrainedTokenizerBase
     context: EncodeContext
     train: TokenDataset | TokenStream | None
@@ -102,6 +108,7 @@ def inputs_of(config: RunConfig) -> list[str]:
 def prepare(config: RunConfig) -> Prepared:
     """Load the tokenizer and encode the data; no model is loaded."""
     stage = STAGES[config.stage]
+    settings = stage_settings(config, stage.Config)
     if config.do_train and config.engine.eval_strategy != "no":
         check_metric(config.engine.metric_for_best_model, stage, [Path(one).stem for one in config.data.eval_dataset])
     tokenizer = load_tokenizer(config.model)
@@ -110,7 +117,7 @@ def prepare(config: RunConfig) -> Prepared:
     template.prepare_tokenizer(tokenizer)
     context = EncodeContext(tokenizer, template, config.data)
     train_set, eval_sets = load_data(config, stage, context)
-    return Prepared(stage, tokenizer, context, train_set, eval_sets)
+    return Prepared(stage, settings, tokenizer, context, train_set, eval_sets)
 
 
 def load_data(
@@ -155,21 +162,44 @@ def eval_records(config: RunConfig, stage: type[Stage]) -> Mapping[str, Records]
 
 
 def build_stage(config: RunConfig, prepared: Prepared, precision: Precision) -> Stage:
-    """Load the policy and give it to the stage; refuse data with token ids that the embedding lacks."""
+    """Load the networks of the stage; refuse data with token ids that their embeddings lack."""
     set_seed(config.engine.seed)
     model = load_model(
         config.model, config.quantization, config.adapter, tokenizer=prepared.tokenizer, trainable=config.do_train,
         compute_dtype=precision.compute_dtype, max_length=config.data.cutoff_len)
-    for dataset in prepared.sets():
-        outside = dict(dataset.find_ids(embedding_rows(model)))
-        check_token_ids(outside, prepared.tokenizer, model, where=next(iter(outside.values()), ""))
-        check_positions(dataset.longest(), learned_positions(model), context_length(model.config.get_text_config()))
+    check_fits(model, prepared)
     set_checkpointing(model, config.do_train and config.model.wants_checkpointing(torch.cuda.is_available()))
-    policy = PackedLM(model, label_smoothing=config.engine.label_smoothing_factor)
+    lm = PackedLM(model, label_smoothing=config.engine.label_smoothing_factor)
     if config.do_train:
-        add_embedding_noise(policy, config.engine.neftune_noise_alpha)
-    settings = prepared.stage.Config.model_validate(config.stage_config_values)
-    return prepared.stage(settings, Models(policy=policy))
+        add_embedding_noise(lm, config.engine.neftune_noise_alpha)
+    policy = prepared.stage.make_policy(lm)
+    load_scoring_head(policy, config.model, needed=not config.do_train)
+    return prepared.stage(prepared.settings, Models(policy, reference=build_reference(config, prepared, precision)))
+
+
+def check_fits(model: nn.Module, prepared: Prepared) -> None:
+    """Refuse data with token ids or lengths that the model has no place for."""
+    base = base_of(model)
+    for dataset in prepared.sets():
+        outside = dict(dataset.find_ids(embedding_rows(base)))
+        check_token_ids(outside, prepared.tokenizer, base, where=next(iter(outside.values()), ""))
+        check_positions(dataset.longest(), learned_positions(base), context_length(base.config.get_text_config()))
+
+
+def build_reference(config: RunConfig, prepared: Prepared, precision: Precision) -> nn.Module | None:
+    """Load the frozen reference where the stage needs one and switching the policy's adapter off does not serve."""
+    keys = prepared.settings
+    if "reference" not in prepared.stage.roles_of(keys):
+        return None
+    assert isinstance(keys, ReferenceKeys)
+    set_seed(config.engine.seed)  # new rows of a resized vocabulary are drawn as the policy's were
+    reference = load_reference(
+        config.model, config.quantization, config.adapter, name=keys.ref_model, adapters=keys.ref_model_adapters,
+        bits=keys.ref_model_quantization_bit, trainable=config.do_train, tokenizer=prepared.tokenizer,
+        compute_dtype=precision.compute_dtype, max_length=config.data.cutoff_len)
+    if reference is not None:
+        check_fits(reference.model, prepared)
+    return reference
 
 
 def fit(config: RunConfig, engine: Engine, stage: Stage, prepared: Prepared) -> TrainResult:

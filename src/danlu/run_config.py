@@ -104,12 +104,25 @@ def build_run_config(resolved: Resolved) -> RunConfig:
     run = built.pop("run")
     assert isinstance(run, RunKeys)
     origins = {key: resolved.origins.get(key, "default") for key in _all_keys()}
-    stage_values = {key: value for key, value in values.items() if _owner(key) == f"stage:{run.stage}"}
+    stage_values = {key: value for key, value in values.items() if run.stage in schema.stages_of(schema.keys()[key])}
     config = RunConfig(verb=resolved.verb, **run.model_dump(), **built,  # type: ignore[arg-type]
                        stage_config_values=stage_values, origins=origins, notices=tuple(notices))
     if training:
         _stop(list(_contradictions(config)))
     return config
+
+
+def stage_settings(config: RunConfig, kind: type[C]) -> C:
+    """Return the Config of the run's stage. Raises ConfigError for values that contradict each other."""
+    try:
+        return kind.model_validate(config.stage_config_values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            text = problem["msg"].removeprefix("Value error, ")
+            keys = [str(part) for part in problem["loc"]][:1] or _named(text, config.stage_config_values)
+            lines.append(ConfigError(text, where=", ".join(map(config.where, keys))).render())
+        raise ConfigError("\n".join(lines)) from None
 
 
 def _stop(mistakes: Iterable[str]) -> None:
@@ -132,11 +145,6 @@ def _settle_purpose(values: dict[str, Any]) -> list[str]:
                 values[target] = values[source]
                 told.append(f"no {target} is given: evaluating {source} itself")
     return told
-
-
-def _owner(key: str) -> str:
-    owner: str = schema.keys()[key]["x-owner"]
-    return owner
 
 
 def _all_keys() -> list[str]:

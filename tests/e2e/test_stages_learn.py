@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from danlu.stages.base import STAGES
-from tests.reading import losses, read_json
+from tests.reading import losses, metrics, read_json
 from tests.tiny import CHATML, save_tiny
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -19,7 +19,30 @@ METHODS: dict[str, dict[str, Any]] = {
     "qlora": {"finetuning_type": "lora", "lora_rank": 32, "quantization_bit": 4, "learning_rate": 1e-2,
               "num_train_epochs": 120},
 }
-DATA = {"pt": "prose", "sft": "chat"}
+DATA = {"pt": "prose", "sft": "chat", "rm": "pairs", "dpo": "pairs", "kto": "verdicts"}
+
+
+def memorises(out: Path) -> None:
+    """Eight dialogues (or their prose) are memorised to a loss under 0.1."""
+    trail = losses(out)
+    assert trail[0] > 3.0 and min(trail[-5:]) < 0.1, trail[::10]
+
+
+def ranks(out: Path) -> None:
+    """Every pair is ranked as it is labelled, with a loss under 0.1; it starts near log 2."""
+    trail, log = losses(out), metrics(out)
+    assert trail[0] > 0.3 and min(trail[-5:]) < 0.1, trail[::10]
+    assert log[-1]["accuracy"] == 1.0 and log[-1]["margin"] > log[0]["margin"] + 1
+
+
+def prefers(out: Path) -> None:
+    """The loss falls and the chosen answers draw ahead of the rejected ones; both start where the reference is."""
+    trail, log = losses(out), metrics(out)
+    assert abs(log[0]["rewards/margins"]) < 1e-3
+    assert trail[-1] < 0.8 * trail[0] and log[-1]["rewards/margins"] > 1, (trail[::10], log[-1])
+
+
+SUCCESS = {"pt": memorises, "sft": memorises, "rm": ranks, "dpo": prefers, "kto": prefers}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +55,7 @@ def wide_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("stage", list(STAGES))
 def test_stage_learns(stage: str, method: str, world: Path, wide_base: Path, tmp_path: Path,
                       danlu: Callable[..., int]) -> None:
-    """Eight dialogues (or their prose) are memorised to a loss under 0.1; results and picture are written."""
+    """The stage reaches its own mark; results and picture are written."""
     out = tmp_path / "out"
     config = {
         "model_name_or_path": str(wide_base), "stage": stage, "do_train": True, "dataset": DATA[stage],
@@ -40,8 +63,7 @@ def test_stage_learns(stage: str, method: str, world: Path, wide_base: Path, tmp
         "lr_scheduler_type": "constant", "packing": False, "plot_loss": True, "save_strategy": "no",
         **METHODS[method]}
     assert danlu("train", config) == 0
-    trail = losses(out)
-    assert trail[0] > 3.0 and min(trail[-5:]) < 0.1, trail[::10]
+    SUCCESS[stage](out)
     results = read_json(out / "train_results.json")
     assert math.isfinite(results["train_loss"]) and results["train_steps_per_second"] > 0
     assert (out / "training_loss.png").read_bytes().startswith(b"\x89PNG")

@@ -30,7 +30,9 @@ def build() -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for owner, config in _owners():
         for name, part in _properties(config, owner).items():
-            if name in properties:
+            if name in properties and _is_shared(properties[name], part):
+                part["x-owner"] = f"{properties[name]['x-owner']} {owner.removeprefix('stage:')}"
+            elif name in properties:
                 raise ValueError(f"key {name} has two owners: {properties[name]['x-owner']} and {owner}")
             properties[name] = part
     properties["stage"]["enum"] = list(STAGES)
@@ -43,6 +45,12 @@ def build() -> dict[str, Any]:
         "title": "danlu run configuration", "type": "object", "additionalProperties": False,
         "properties": properties,
     }
+
+
+def _is_shared(known: dict[str, Any], part: dict[str, Any]) -> bool:
+    """Return whether two stages own the same key in the same words."""
+    both_stages = all(one["x-owner"].startswith("stage:") for one in (known, part))
+    return both_stages and {**known, "x-owner": ""} == {**part, "x-owner": ""}
 
 
 def _owners() -> list[tuple[str, type[StrictConfig]]]:

@@ -29,6 +29,7 @@ NO_EFFECT: dict[str, str] = _table({
         "include_for_metrics include_inputs_for_metrics batch_eval_metrics compute_accuracy",
     "evaluation computes in the format of training": "bf16_full_eval fp16_full_eval",
     "weights are held in memory whole": "offload_folder",
+    "cutoff_len bounds a prompt with its answer; only whole rounds of the prompt are left out": "max_prompt_length",
     "a PiSSA adapter is always saved as a plain LoRA of the original base": "pissa_convert",
     "transformers 5 has one implementation of each tokenizer": "use_fast_tokenizer",
     "gradient checkpointing always takes the form without re-entry":
@@ -157,13 +158,10 @@ REFUSED_VALUES: dict[str, dict[str, str]] = {
             "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "adamw_apex_fused",
         ), "only the optimisers of torch and bitsandbytes are in scope"),
     },
-    "stage": {name: f"the stage {name} {_LATER}" for name in ("rm", "ppo", "dpo", "kto", "grpo")},
+    "stage": {name: f"the stage {name} {_LATER}" for name in ("ppo", "grpo")},
 }
 
 LATER_STAGES: dict[str, str] = _table({
-    "dpo": "pref_beta pref_ftx pref_bco_weight pref_loss dpo_label_smoothing simpo_gamma ld_alpha max_prompt_length "
-           "ref_model ref_model_adapters ref_model_quantization_bit",
-    "kto": "kto_chosen_weight kto_rejected_weight",
     "ppo": "ppo_buffer_size ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards reward_model "
            "reward_model_adapters reward_model_quantization_bit reward_model_type",
 })

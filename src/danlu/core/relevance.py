@@ -35,8 +35,9 @@ def idle_notices(values: dict[str, Any], origins: dict[str, str], verb: str, sta
 def _reason(key: str, values: dict[str, Any], verb: str, stage: str) -> str:
     spec = schema.keys()[key]
     owner = spec["x-owner"]
-    if owner.startswith("stage:") and owner != f"stage:{stage}":
-        return f"in stage {stage} (a key of stage {owner.removeprefix('stage:')})"
+    stages = schema.stages_of(spec)
+    if stages and stage not in stages:
+        return f"in stage {stage} (a key of stage {' and '.join(stages)})"
     if not _read_by(key, owner, values, verb):
         return f"in `danlu {verb}`"
     if verb not in ("train", "plan"):

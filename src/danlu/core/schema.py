@@ -31,6 +31,12 @@ def keys() -> dict[str, Spec]:
     return properties
 
 
+def stages_of(spec: Spec) -> tuple[str, ...]:
+    """Return the stages that own a key, `stage:dpo kto` for two; none when another part reads it."""
+    owner: str = spec["x-owner"]
+    return tuple(owner.removeprefix("stage:").split()) if owner.startswith("stage:") else ()
+
+
 def is_known(name: str) -> bool:
     """Return whether `name` is a key, an older name of one, or a key that is known to be out of scope."""
     return name in keys()

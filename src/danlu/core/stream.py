@@ -23,6 +23,7 @@ class Example:
     weights    (T,) float  scale of each token's loss; None means 1 everywhere
     lengths    (S,)        tokens in each segment; they sum to T
     index      position in the data set, so that an error can name the row
+    facts      (F,)        numbers beside the tokens: a label, reference log-probabilities; the stage knows their order
     """
 
     input_ids: IntArray
@@ -30,6 +31,7 @@ class Example:
     weights: FloatArray | None = None
     lengths: tuple[int, ...] = ()
     index: int = -1
+    facts: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.lengths:
@@ -51,6 +53,7 @@ class Stream:
     loss_weights (R,)    scale of each row's loss
     owners       (S,)    which example of the batch a segment belongs to
     indices      (B,)    data-set positions of the examples
+    facts        (B, F)  what the stage knows of each example beside its tokens
     """
 
     input_ids: IntArray
@@ -61,6 +64,7 @@ class Stream:
     loss_weights: FloatArray
     owners: IntArray
     indices: tuple[int, ...] = field(default=())
+    facts: FloatArray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
 def flatten(examples: Sequence[Example]) -> Stream:
@@ -86,4 +90,5 @@ def flatten(examples: Sequence[Example]) -> Stream:
         loss_weights=weights[positions].astype(np.float32),
         owners=np.repeat(np.arange(len(examples)), [len(e.lengths) for e in examples]),
         indices=tuple(e.index for e in examples),
+        facts=np.array([e.facts for e in examples], np.float32),
     )

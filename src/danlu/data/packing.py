@@ -43,7 +43,7 @@ class Arranged(Sequence[Example]):
             np.concatenate([one.trained[start:end] for one, start, end in pieces]),
             np.concatenate([_weights(one)[start:end] for one, start, end in pieces]) if has_weights else None,
             (sum(lengths),) if self._is_one_stream else lengths,
-            index)
+            index, pieces[0][0].facts)
 
     def slices(self, index: int) -> tuple[Slice, ...]:
         """Return which tokens of which encoded records an example is made of."""

@@ -40,7 +40,7 @@ def fit_text(one: Encoded, config: DataConfig, ledger: Ledger) -> list[Encoded]:
     if length <= limit:
         return [one]
     detail = f"{length} tokens"
-    if _refused(one, config, ledger, detail):
+    if is_refused(one, config, ledger, detail):
         return []
     if config.on_long == "split":
         ledger.cut(one.origin, "split into several examples", detail)
@@ -58,7 +58,8 @@ def piece(one: Encoded, start: int, end: int) -> Encoded:
     return Encoded(one.input_ids[start:end], one.trained[start:end], weights, ((0, 0, end - start),), one.origin)
 
 
-def _refused(one: Encoded, config: DataConfig, ledger: Ledger, detail: str) -> bool:
+def is_refused(one: Encoded, config: DataConfig, ledger: Ledger, detail: str) -> bool:
+    """Return True for an example that `on_long` drops; raise where it says error."""
     if config.on_long == "error":
         raise DataError(f"{detail}, and cutoff_len is {config.cutoff_len}", where=str(one.origin),
                         fix="raise cutoff_len, or set on_long: right, left, split or drop")
@@ -69,7 +70,7 @@ def _refused(one: Encoded, config: DataConfig, ledger: Ledger, detail: str) -> b
 
 def _shorten(talk: Conversation, one: Encoded, encode: Encode, config: DataConfig, ledger: Ledger) -> list[Encoded]:
     detail = f"{len(one.input_ids)} tokens"
-    if _refused(one, config, ledger, detail):
+    if is_refused(one, config, ledger, detail):
         return []
     system, rounds = split_rounds(talk.messages)
     if config.on_long == "split":

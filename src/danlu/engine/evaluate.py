@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence, Sized
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
@@ -56,8 +56,8 @@ def evaluate(stage: Stage, sets: dict[str, Examples], accelerator: Accelerator, 
             sums = _sums(stage, dataset, accelerator, batch_size)
         total = _add(total, sums)
         if len(sets) > 1 or name:
-            report |= _metrics(sums, f"eval_{name}_", stage.loss_is_nll)
-    report |= _metrics(total, "eval_", stage.loss_is_nll)
+            report |= _metrics(sums, f"eval_{name}_", stage)
+    report |= _metrics(total, "eval_", stage)
     seconds = time.monotonic() - began
     report["eval_runtime"] = round(seconds, 4)
     report["eval_samples_per_second"] = round(sum(len(one) for one in sets.values()) / seconds, 3)
@@ -77,18 +77,43 @@ def _sums(stage: Stage, dataset: Examples, accelerator: Accelerator, batch_size:
     own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
     total, count = 0.0, 0.0
     metrics: dict[str, float] = {}
-    for start in range(0, len(own), batch_size):
-        examples = [dataset[i] for i in own[start:start + batch_size]]
-        for minibatch in stage.prepare(examples):
-            micro = stage.collate(minibatch)
-            count += float(stage.count(micro))
-            output = stage.loss(micro.to(accelerator.device))
-            total += float(output.total)
-            for name, value in output.metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + float(value)
+    stage.surroundings.counts = True
+    for part in _parts(stage.prepare(Share(dataset, own)), batch_size):
+        micro = stage.collate(part)
+        count += float(stage.count(micro))
+        output = stage.loss(micro.to(accelerator.device))
+        total += float(output.total)
+        for name, value in output.metrics.items():
+            metrics[name] = metrics.get(name, 0.0) + float(value)
     names = sorted(metrics)
     total, count, *values = sum_over_ranks(accelerator, [total, count, *(metrics[name] for name in names)])
     return total, count, dict(zip(names, values, strict=True))
+
+
+class Share(Sequence[Example]):
+    """One process's examples of a data set, read when asked for."""
+
+    def __init__(self, dataset: Examples, positions: range) -> None:
+        self._dataset, self._positions = dataset, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return [self._dataset[one] for one in self._positions[index]]
+        return self._dataset[self._positions[index]]
+
+
+def _parts(minibatches: Iterable[Sequence[Example]], size: int) -> Iterator[Sequence[Example]]:
+    for minibatch in minibatches:
+        for start in range(0, len(minibatch), size):
+            yield minibatch[start:start + size]
 
 
 def _add(left: Sums, right: Sums) -> Sums:
@@ -96,10 +121,11 @@ def _add(left: Sums, right: Sums) -> Sums:
     return left[0] + right[0], left[1] + right[1], metrics
 
 
-def _metrics(sums: Sums, prefix: str, is_nll: bool) -> dict[str, float]:
+def _metrics(sums: Sums, prefix: str, stage: Stage) -> dict[str, float]:
     total, count, metrics = sums
     loss = total / count if count else math.nan
     report: dict[str, Any] = {f"{prefix}loss": loss}
-    if is_nll:
+    if stage.loss_is_nll:
         report[f"{prefix}perplexity"] = math.exp(loss) if loss < 700 else math.inf
-    return report | {f"{prefix}{name}": value / count for name, value in metrics.items()}
+    means = stage.report({name: value / count for name, value in metrics.items()})
+    return report | {f"{prefix}{name}": value for name, value in means.items()}

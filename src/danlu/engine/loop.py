@@ -27,6 +27,7 @@ from danlu.engine.plots import plot_losses
 from danlu.engine.resume import Saver
 from danlu.engine.session import Session, open_session
 from danlu.engine.step import StepResult
+from danlu.engine.surroundings import place_frozen, surroundings
 from danlu.stages.base import Stage
 
 
@@ -86,6 +87,8 @@ class Engine:
         self._run.begin()
         models, policy = stage.models, stage.models.policy
         models.policy = self.accelerator.prepare_model(policy.eval(), evaluation_mode=True)
+        place_frozen(stage, self.accelerator)
+        stage.surroundings = surroundings(self.accelerator, self._config.per_device_eval_batch_size)
         try:
             metrics = evaluate(stage, named_sets(dataset), self.accelerator, self._config.per_device_eval_batch_size)
         finally:
@@ -119,7 +122,7 @@ class Engine:
     def _log(self, session: Session, result: StepResult) -> None:
         state = session.state
         steps = state.window_steps
-        means = {name: value / steps for name, value in state.window_metrics.items()}
+        means = session.stage.report({name: value / steps for name, value in state.window_metrics.items()})
         session.reporter.training({
             "loss": state.window_loss / steps, "grad_norm": result.grad_norm,
             "learning_rate": session.schedule.learning_rate, **means})

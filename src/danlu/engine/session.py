@@ -23,6 +23,7 @@ from danlu.engine.sampler import Sampler, StreamBatches, share
 from danlu.engine.schedules import Schedule
 from danlu.engine.state import TrainerState, random_state, restore_random_state
 from danlu.engine.step import Stepper, StepResult
+from danlu.engine.surroundings import place_frozen, surroundings
 from danlu.stages.base import Stage
 
 
@@ -112,6 +113,9 @@ class Session:
         scaler = checkpoint.load_tensors(folder, "scaler.pt")
         if scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
+        own = checkpoint.load_tensors(folder, "stage.pt")
+        if own is not None:
+            self.stage.load_state(own)
         random_states = checkpoint.load_tensors(folder, "rng_state.pt")
         if self.accelerator.process_index < len(random_states):
             restore_random_state(random_states[self.accelerator.process_index])
@@ -131,8 +135,11 @@ class Session:
         self.accelerator.free_memory()
 
     def _tensors(self, random_states: list[dict[str, Any]]) -> dict[str, Any]:
-        tensors = {"optimizer.pt": self.optimizer.state_dict(), "scheduler.pt": self.schedule.state_dict(),
-                   "rng_state.pt": random_states}
+        tensors: dict[str, Any] = {
+            "optimizer.pt": self.optimizer.state_dict(), "scheduler.pt": self.schedule.state_dict(),
+            "rng_state.pt": random_states}
+        if own := self.stage.state():
+            tensors["stage.pt"] = own
         if self.accelerator.scaler is not None:
             tensors["scaler.pt"] = self.accelerator.scaler.state_dict()
         if isinstance(self.dataset, TokenStream):
@@ -159,6 +166,7 @@ def open_session(config: EngineConfig, run: RunDir, saver: Saver, accelerator: A
     if folder is not None:
         saver.restore(policy, folder)
     _place(stage, accelerator, config)
+    stage.surroundings = surroundings(accelerator, config.per_device_train_batch_size)
     optimizer = accelerator.prepare_optimizer(optimizers.make_optimizer(groups, config))
     schedule = Schedule(optimizer.optimizer, config, plan.total_steps)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -185,9 +193,7 @@ def _place(stage: Stage, accelerator: Accelerator, config: EngineConfig) -> None
     models.policy = distributed.wrap(accelerator, models.policy)
     if models.value is not None:
         models.value = distributed.wrap(accelerator, models.value.train())
-    for frozen in (models.reference, models.reward):
-        if frozen is not None:
-            frozen.to(accelerator.device).eval().requires_grad_(False)
+    place_frozen(stage, accelerator)
 
 
 def _sampler(config: EngineConfig, plan: Plan, dataset: Examples) -> Sampler | StreamBatches:

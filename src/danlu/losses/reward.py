@@ -15,18 +15,25 @@ def pair_loss(chosen: Tensor, rejected: Tensor, *, margin: Tensor | float = 0.0,
     return loss + centre * (chosen + rejected) ** 2 if centre else loss
 
 
-def ranking_loss(rewards_GK: Tensor, valid_GK: Tensor) -> Tensor:
+def ranking_loss(
+    rewards_GK: Tensor, valid_GK: Tensor, *, margin: Tensor | float = 0.0, centre: float = 0.0,
+) -> Tensor:
     """InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, Eq. 1): all pairs of K ranked answers, (G,).
 
         L = -1 / C(K, 2)  sum_{i < j} log sigmoid(r_i - r_j)
 
-    `valid_GK` is True for answers that exist; groups may have fewer than K.
+    `valid_GK` is True for answers that exist; groups may have fewer than K. `margin` and `centre` as in `pair_loss`.
     """
-    size = rewards_GK.shape[1]
-    upper_KK = torch.ones(size, size, dtype=torch.bool, device=rewards_GK.device).triu(1)
+    losses_GKK = pair_loss(rewards_GK[:, :, None], rewards_GK[:, None, :], margin=margin, centre=centre)
+    return mean_over_pairs(losses_GKK, valid_GK)
+
+
+def mean_over_pairs(values_GKK: Tensor, valid_GK: Tensor) -> Tensor:
+    """Return the mean of values[i, j] over the pairs i < j of answers that exist, (G,)."""
+    size = valid_GK.shape[1]
+    upper_KK = torch.ones(size, size, dtype=torch.bool, device=valid_GK.device).triu(1)
     pairs_GKK = valid_GK[:, :, None] & valid_GK[:, None, :] & upper_KK
-    losses_GKK = -F.logsigmoid(rewards_GK[:, :, None] - rewards_GK[:, None, :])
-    total_G = torch.where(pairs_GKK, losses_GKK, torch.zeros_like(losses_GKK)).sum((1, 2))
+    total_G = torch.where(pairs_GKK, values_GKK, torch.zeros_like(values_GKK)).sum((1, 2))
     return total_G / pairs_GKK.sum((1, 2)).clamp(min=1)
 
 

@@ -20,7 +20,7 @@ from danlu.models.proof import RunPlan, base_of, make_plan, packed_hidden, padde
 from danlu.models.segments import Segments, in_flight
 from danlu.models.stream_tensors import StreamTensors
 
-Output = Literal["nll_sum", "logps"]
+Output = Literal["nll_sum", "logps", "hidden"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,13 @@ class PackedLM(nn.Module):
         self._own_implementation: str | None = None
 
     def forward(self, stream: StreamTensors, *, output: Output = "nll_sum") -> Tensor:
-        """Return sum_t w_t (-log p(y_t)), a float32 scalar, or for "logps" every row's log p(y_t), (R,) float32."""
+        """Return sum_t w_t (-log p(y_t)), a float32 scalar; for "logps" every row's log p(y_t), (R,) float32.
+
+        "hidden" gives the body's last hidden states of the rows, (R, H), in the model's dtype; no head is touched.
+        """
         plan = self._plan or self._decide(stream)
+        if output == "hidden":
+            return self._hidden_rows(stream, plan)
         if plan.head is None:
             return self._score_by_model(stream, plan, output)
         rows_RH = self._hidden_rows(stream, plan)
@@ -124,5 +129,3 @@ class PackedLM(nn.Module):
                 input_ids=stream.input_ids[None], position_ids=stream.position_ids[None], use_cache=False, **chosen)
         logits: Tensor = out.logits[0]
         return out, logits if keeps else logits[stream.loss_rows]
-
-

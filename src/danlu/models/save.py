@@ -22,9 +22,12 @@ from danlu.core.errors import UserError
 from danlu.models import pissa
 from danlu.models.base_identity import write_identity
 from danlu.models.card import CardFacts, write_model_card
+from danlu.models.config import ModelConfig
 from danlu.models.packed_lm import PackedLM
 from danlu.models.quiet import quiet_loading
+from danlu.models.reward_lm import VALUE_HEAD, RewardLM, load_value_head, save_value_head
 from danlu.models.source import local_folder
+from danlu.models.tokenizer import adapter_paths
 from danlu.templates.base import ChatTemplate
 
 SHARD = "5GB"
@@ -68,6 +71,8 @@ class ModelSaver:
                 self._save_adapter(model, folder, exact=dtype is None)
             else:
                 self._save_model(model, folder, dtype)
+            if isinstance(scorer := unwrapped(policy), RewardLM):
+                save_value_head(scorer, folder)
         except SafetensorError as error:
             raise as_os_error(error, folder) from error
         if self.template is not None:
@@ -90,6 +95,8 @@ class ModelSaver:
                 _restore_adapter(model, folder)
             else:
                 _restore_model(model, folder)
+            if isinstance(scorer := unwrapped(policy), RewardLM):
+                load_value_head(scorer, folder)
         except (RuntimeError, ValueError, OSError, SafetensorError) as error:
             raise _misfit(folder, str(error).strip().splitlines()[0]) from error
 
@@ -141,11 +148,29 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def stock_model(policy: nn.Module) -> PreTrainedModel | PeftModel:
-    """Return the transformers or peft model inside danlu's and the distributed wrappers."""
+def load_scoring_head(policy: nn.Module, config: ModelConfig, *, needed: bool) -> None:
+    """Give a reward model the value head saved with its last adapter or its base; a new run may do without."""
+    scorer = unwrapped(policy)
+    if not isinstance(scorer, RewardLM):
+        return
+    source = local_folder((adapter_paths(config) or (str(config.model_name_or_path),))[-1])
+    if source is not None and (needed or (source / VALUE_HEAD).is_file()):
+        load_value_head(scorer, source)
+
+
+def unwrapped(policy: nn.Module) -> nn.Module:
+    """Return the module inside the distributed wrappers."""
     module: nn.Module = policy
     while isinstance(module, (DistributedDataParallel, DataParallel)):
         module = module.module
+    return module
+
+
+def stock_model(policy: nn.Module) -> PreTrainedModel | PeftModel:
+    """Return the transformers or peft model inside danlu's and the distributed wrappers."""
+    module = unwrapped(policy)
+    if isinstance(module, RewardLM):
+        module = module.lm
     if isinstance(module, PackedLM):
         module = module.model
     if not isinstance(module, (PreTrainedModel, PeftModel)):

@@ -1,14 +1,17 @@
 """A flat token stream as torch tensors: what crosses from the collator to a device and into a model.
 
-Shape legend: T tokens of the stream, S segments, R supervised rows, B examples.
+Shape legend: T tokens of the stream, S segments, R supervised rows, B examples, F facts.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from danlu.core.stream import Stream
+from danlu.core.stream import Example, Stream, flatten
+
+TENSORS = ("input_ids", "position_ids", "cu_seqlens", "loss_rows", "loss_targets", "loss_weights", "owners", "facts")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class StreamTensors:
     indices      (B,)            data-set positions of the examples
     lengths      (S,)            tokens in each segment
     max_length                   the longest of them
+    facts        (B, F) float32  what the stage knows of each example beside its tokens
     """
 
     input_ids: Tensor
@@ -37,6 +41,12 @@ class StreamTensors:
     indices: tuple[int, ...]
     lengths: tuple[int, ...]
     max_length: int
+    facts: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> "StreamTensors":
+        """Lay examples out as one stream on the CPU."""
+        return cls.from_stream(flatten(examples))
 
     @classmethod
     def from_stream(cls, stream: Stream) -> "StreamTensors":
@@ -57,6 +67,7 @@ class StreamTensors:
             indices=stream.indices,
             lengths=lengths,
             max_length=max(lengths, default=0),
+            facts=torch.as_tensor(stream.facts, dtype=torch.float32),
         )
 
     @property
@@ -71,11 +82,9 @@ class StreamTensors:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "StreamTensors":
         """Return the same stream on `device`; counts stay plain integers."""
-        names = ("input_ids", "position_ids", "cu_seqlens", "loss_rows", "loss_targets", "loss_weights", "owners")
-        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
+        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in TENSORS}
         return replace(self, **moved)
 
     def pin_memory(self) -> "StreamTensors":
         """Return the same stream in page-locked memory, from which copies to a GPU overlap with work."""
-        names = ("input_ids", "position_ids", "cu_seqlens", "loss_rows", "loss_targets", "loss_weights", "owners")
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in names})
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in TENSORS})

@@ -7,18 +7,20 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from danlu.core.config import StrictConfig
 from danlu.core.records import Record
 from danlu.core.registry import Registry
-from danlu.core.stream import Example, flatten
+from danlu.core.stream import Example
 from danlu.data.config import DataConfig
 from danlu.data.encode import EncodeContext, Encoded
+from danlu.models.packed_lm import PackedLM
 from danlu.models.stream_tensors import StreamTensors
 
 
@@ -40,6 +42,21 @@ class LossOutput:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Surroundings:
+    """What the engine tells a stage of where it runs, for the work of `prepare`.
+
+    micro_batch     examples in one forward pass
+    sum_over_ranks  sums of numbers over all processes, added in float64
+    counts          False while this process has no share of the batch: it joins every reduction with weight 0
+    """
+
+    device: torch.device = torch.device("cpu")
+    micro_batch: int = 8
+    sum_over_ranks: Callable[[list[float]], list[float]] = list
+    counts: bool = True
+
+
 class NoKeys(StrictConfig):
     """A stage without keys of its own."""
 
@@ -57,6 +74,17 @@ class Stage(ABC):
 
     def __init__(self, config: Any, models: Models) -> None:
         self.config, self.models = config, models
+        self.surroundings = Surroundings()
+
+    @classmethod
+    def roles_of(cls, config: Any) -> tuple[str, ...]:
+        """Return the networks that a run with this Config needs."""
+        return cls.roles
+
+    @staticmethod
+    def make_policy(lm: PackedLM) -> nn.Module:
+        """Return the network that trains, made of the loaded language model."""
+        return lm
 
     @staticmethod
     @abstractmethod
@@ -74,11 +102,23 @@ class Stage(ABC):
 
     def collate(self, examples: Sequence[Example]) -> StreamTensors:
         """Lay one micro-batch out as tensors on the CPU."""
-        return StreamTensors.from_stream(flatten(examples))
+        return StreamTensors.of(examples)
 
     def count(self, micro: StreamTensors) -> Tensor:
         """Number of terms that `loss` sums over, as a float64 scalar."""
         return micro.loss_weights.double().sum()
+
+    def report(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics as they are told, from their sums over the step divided by its count."""
+        return dict(means)
+
+    def state(self) -> dict[str, float]:
+        """Return the numbers that must survive a checkpoint, running means for instance."""
+        return {}
+
+    def load_state(self, saved: Mapping[str, float]) -> None:
+        """Take back what `state` returned."""
+        assert not saved, f"{type(self).__name__} keeps no state of its own"
 
     @abstractmethod
     def loss(self, micro: StreamTensors) -> LossOutput:

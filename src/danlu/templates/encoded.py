@@ -19,6 +19,7 @@ class Encoded:
     turns      (start, answer_start, end) token offsets of each round: what is said to the model, its answer, the
                end of the answer with its end-of-turn text. Tokens before the first start are the prefix and system.
     origin     the row the record was read from
+    facts      numbers beside the tokens, a label for instance
     """
 
     input_ids: NDArray[np.int32]
@@ -26,7 +27,9 @@ class Encoded:
     weights: NDArray[np.float32] | None
     turns: tuple[tuple[int, int, int], ...]
     origin: Origin
+    facts: tuple[float, ...] = ()
 
     def to_example(self, index: int = -1) -> Example:
         """Return the one-segment example at data-set position `index`."""
-        return Example(self.input_ids.astype(np.int64), self.trained, self.weights, (len(self.input_ids),), index)
+        return Example(self.input_ids.astype(np.int64), self.trained, self.weights, (len(self.input_ids),), index,
+                       self.facts)

@@ -1,0 +1,23 @@
+"""What a stage is told of where it runs, and its frozen networks put there."""
+
+from accelerate import Accelerator
+
+from danlu.engine.distributed import sum_over_ranks
+from danlu.stages.base import Stage, Surroundings
+
+
+def surroundings(accelerator: Accelerator, micro_batch: int) -> Surroundings:
+    """Return device, batch size and reductions for the work a stage does without gradients."""
+    return Surroundings(accelerator.device, micro_batch, lambda values: sum_over_ranks(accelerator, values))
+
+
+def place_frozen(stage: Stage, accelerator: Accelerator) -> None:
+    """Put reference and reward networks on the device, in the precision of the policy's forward pass."""
+    models = stage.models
+    for frozen in (models.reference, models.reward):
+        if frozen is not None:
+            frozen.eval().requires_grad_(False)
+    if models.reference is not None:
+        models.reference = accelerator.prepare_model(models.reference, evaluation_mode=True)
+    if models.reward is not None:
+        models.reward = accelerator.prepare_model(models.reward, evaluation_mode=True)

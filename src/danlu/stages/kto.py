@@ -1,0 +1,107 @@
+"""Kahneman-Tversky optimisation: single answers with a thumb up or down, weighed against a KL baseline."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from danlu.core.records import Feedback
+from danlu.core.stream import Example
+from danlu.data.config import DataConfig
+from danlu.data.encode import Encoded
+from danlu.data.encode_answers import encode_feedback, with_mismatched
+from danlu.losses.kto import kto_loss
+from danlu.models.stream_tensors import StreamTensors
+from danlu.stages.base import STAGES, LossOutput, Models, Stage
+from danlu.stages.reference import (
+    ReferenceKeys,
+    answer_scores,
+    global_mean,
+    no_grad_scores,
+    reference_of,
+    with_facts,
+)
+
+OF_CLASS = {"chosen": "share/desirable", "rejected": "share/undesirable"}
+
+
+class KTOConfig(ReferenceKeys):
+    """Keys of stage kto."""
+
+    kto_chosen_weight: float = Field(1.0, ge=0, description="Weight of desirable answers (lambda_D).")
+    kto_rejected_weight: float = Field(1.0, ge=0, description="Weight of undesirable answers (lambda_U).")
+
+
+@STAGES.register("kto")
+class KTO(Stage):
+    """L = w (1 - sigmoid(+-beta (log pi(y|x)/ref(y|x) - z))), a mean over answers (Ethayarajh et al. 2024, Eq. 7-8).
+
+    z is the mean log-ratio of mismatched answers over the whole global batch, clamped at 0, without gradient.
+    """
+
+    Config = KTOConfig
+    record = Feedback
+    roles = ("policy", "reference")
+    encode = staticmethod(encode_feedback)
+    loss_is_nll = False
+
+    def __init__(self, config: KTOConfig, models: Models) -> None:
+        super().__init__(config, models)
+        self._baseline = 0.0
+
+    @staticmethod
+    def arrange(encoded: Sequence[Encoded], config: DataConfig) -> Sequence[Example]:
+        return with_mismatched(encoded, config)
+
+    def prepare(self, examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+        """Measure the KL baseline of the global batch, then leave the mismatched answers out."""
+        examples = list(examples)
+        with reference_of(self.models) as reference:
+            reference_B2 = no_grad_scores(self, reference, examples, _totals)
+        mismatched = [_segment(one, 1) for one in examples]
+        policy_B1 = no_grad_scores(self, self.models.policy, mismatched, _totals)
+        kl = global_mean(self, [p[0] - r[1] for p, r in zip(policy_B1, reference_B2, strict=True)])
+        self._baseline = max(kl, 0.0)
+        yield with_facts([_segment(one, 0) for one in examples], [both[:1] for both in reference_B2])
+
+    def count(self, micro: StreamTensors) -> Tensor:
+        return torch.tensor(float(len(micro.indices)), dtype=torch.float64)
+
+    def loss(self, micro: StreamTensors) -> LossOutput:
+        keys = self.config
+        logps_B = _totals(self.models.policy, micro)[:, 0]
+        desirable_B, reference_B = micro.facts[:, 0] > 0.5, micro.facts[:, 1]
+        losses_B = kto_loss(
+            logps_B, reference_B, desirable_B, baseline=logps_B.new_tensor(self._baseline), beta=keys.pref_beta,
+            desirable_weight=keys.kto_chosen_weight, undesirable_weight=keys.kto_rejected_weight)
+        reward_B = keys.pref_beta * (logps_B - reference_B)
+        metrics = {"kl": logps_B.new_tensor(self._baseline * len(logps_B))}
+        for name, is_one in (("chosen", desirable_B), ("rejected", ~desirable_B)):
+            metrics[f"rewards/{name}"] = reward_B[is_one].sum()
+            metrics[f"logps/{name}"] = logps_B[is_one].sum()
+            metrics[OF_CLASS[name]] = is_one.to(logps_B.dtype).sum()
+        return LossOutput(losses_B.sum(), metrics)
+
+    def report(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Return rewards and log-probabilities as means over their own class; a class that is absent has none."""
+        told = {"kl": means["kl"]} if "kl" in means else {}
+        for name, share in OF_CLASS.items():
+            if means.get(share):
+                told |= {f"{kind}/{name}": means[f"{kind}/{name}"] / means[share] for kind in ("rewards", "logps")}
+        if all(means.get(share) for share in OF_CLASS.values()):
+            told["rewards/margins"] = told["rewards/chosen"] - told["rewards/rejected"]
+        return told
+
+
+def _totals(module: nn.Module, micro: StreamTensors) -> Tensor:
+    """Return the log-probability of each segment's answer, (B, segments of an example)."""
+    return answer_scores(micro, module(micro, output="logps")).total.view(len(micro.indices), -1)
+
+
+def _segment(one: Example, which: int) -> Example:
+    """Return the example's own dialogue (0) or the mismatched one (1)."""
+    start = sum(one.lengths[:which])
+    end = start + one.lengths[which]
+    return replace(one, input_ids=one.input_ids[start:end], trained=one.trained[start:end], lengths=(end - start,))
