@@ -65,9 +65,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     verdicts = [{"instruction": row["instruction"], "output": row[kind], "kto_tag": kind == "chosen"}
                 for row in pairs for kind in ("chosen", "rejected")]
     (folder / "verdicts.json").write_text(json.dumps(verdicts, ensure_ascii=False), encoding="utf-8")
+    pair_columns = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
     info = {"chat": {"file_name": "chat.json"}, "prose": {"file_name": "prose.jsonl", "columns": {"prompt": "text"}},
-            "pairs": {"file_name": "pairs.json", "ranking": True, "columns": {
-                "prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}},
+            "pairs": {"file_name": "pairs.json", "ranking": True, "columns": pair_columns},
             "verdicts": {"file_name": "verdicts.json", "columns": {
                 "prompt": "instruction", "response": "output", "kto_tag": "kto_tag"}}}
     (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
