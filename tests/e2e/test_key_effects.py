@@ -50,6 +50,10 @@ SETS: dict[str, list[Any]] = {
     "prose": [{"text": f"{question} {answer} " * 3} for question, answer in DIALOGUES],
     "control": [{"text": f"{question} <|im_end|> {answer}"} for question, answer in DIALOGUES],
     "odd": [{"text": "the cat sat on a mat", "body": f"{question} {answer} " * 2} for question, answer in DIALOGUES],
+    "pairs": [{"instruction": question, "chosen": answer, "rejected": f"{answer} {question}"}
+              for question, answer in DIALOGUES],
+    "verdicts": [{"instruction": question, "output": answer, "kto_tag": number % 2 == 0}
+                 for number, (question, answer) in enumerate(DIALOGUES)],
     "bad": [*rows(*DIALOGUES), {"instruction": "a question without an answer", "output": 7}],
 }
 
@@ -86,6 +90,11 @@ def write_sets(folder: Path, sets: dict[str, list[Any]]) -> None:
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
         (folder / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         registry[name] = {"file_name": f"{name}.jsonl"}
+        if "chosen" in content[0]:
+            registry[name] |= {"ranking": True, "columns": {
+                "prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}}
+        if "kto_tag" in content[0]:
+            registry[name]["columns"] = {"prompt": "instruction", "response": "output", "kto_tag": "kto_tag"}
         if "conversations" in content[0]:
             registry[name] |= {"formatting": "sharegpt", "columns": {"messages": "conversations"}}
     (folder / "dataset_info.json").write_text(json.dumps(registry), encoding="utf-8")

@@ -64,10 +64,10 @@ stage: {stage}
 do_train: true
 finetuning_type: lora
 lora_target: all
-### dataset
+{keys}### dataset
 dataset: {dataset}
 dataset_dir: {dataset_dir}
-{template}cutoff_len: 128
+{template}cutoff_len: {cutoff_len}
 max_samples: {samples}
 overwrite_cache: true
 preprocessing_num_workers: 16
@@ -89,20 +89,26 @@ ddp_timeout: 180000000
 """
 
 
-@pytest.mark.parametrize(("stage", "dataset", "samples", "template"), [
-    pytest.param("pt", "c4_demo", 20, "", id="S1a"),
-    pytest.param("sft", "alpaca_zh_demo", 40, "template: llama3\n", id="S1b"),
+@pytest.mark.parametrize(("stage", "dataset", "samples", "template", "keys"), [
+    pytest.param("pt", "c4_demo", 20, "", "", id="S1a"),
+    pytest.param("sft", "alpaca_zh_demo", 40, "template: llama3\n", "", id="S1b"),
+    pytest.param("rm", "dpo_en_demo", 24, "template: llama3\n", "", id="S1c"),
+    *(pytest.param("dpo", "dpo_en_demo", 24, "template: llama3\n", f"pref_beta: 0.1\npref_loss: {kind}\n",
+                   id=f"S1e-{kind}") for kind in ("sigmoid", "orpo", "simpo")),
+    pytest.param("kto", "kto_en_demo", 24, "template: llama3\n", "pref_beta: 0.1\n", id="S1f"),
 ])
-def test_document_001(stage: str, dataset: str, samples: int, template: str, llama: Path, shared: Path,
+def test_document_001(stage: str, dataset: str, samples: int, template: str, keys: str, llama: Path, shared: Path,
                       tmp_path: Path) -> None:
-    """S1a, S1b: the YAML of document 001 trains, writes its adapter and draws its curve."""
+    """S1a-c, S1e, S1f: the YAML of document 001 trains, writes its adapter and draws its curve."""
     out = tmp_path / "saves"
     file = tmp_path / "run.yaml"
     file.write_text(DOCUMENT_001.format(
         model=llama, stage=stage, dataset=dataset, dataset_dir=shared / "data" / "LLaMA-Factory" / "data",
-        template=template, samples=samples, output=out), encoding="utf-8")
+        template=template, samples=samples, output=out, keys=keys, cutoff_len=128 if stage in ("pt", "sft") else 512),
+        encoding="utf-8")
     assert main(["train", str(file)]) == 0
     falls(out)
+    assert stage != "rm" or (out / "value_head.safetensors").stat().st_size > 0
     for name in ("adapter_model.safetensors", "adapter_config.json", "training_loss.png", "train_results.json"):
         assert (out / name).stat().st_size > 0, name
 
