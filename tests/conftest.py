@@ -54,7 +54,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a registry of tiny data sets: dialogues, the same words as prose, as pairs of answers, as verdicts."""
+    """A folder with a registry of tiny data sets: dialogues, the same words as prose, as pairs, as verdicts."""
     folder = tmp_path_factory.mktemp("world")
     rows = [{"instruction": q, "input": "", "output": a} for q, a in DIALOGUES]
     (folder / "chat.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")

@@ -92,10 +92,10 @@ ddp_timeout: 180000000
 @pytest.mark.parametrize(("stage", "dataset", "samples", "template", "keys"), [
     pytest.param("pt", "c4_demo", 20, "", "", id="S1a"),
     pytest.param("sft", "alpaca_zh_demo", 40, "template: llama3\n", "", id="S1b"),
-    pytest.param("rm", "dpo_en_demo", 24, "template: llama3\n", "", id="S1c"),
-    *(pytest.param("dpo", "dpo_en_demo", 24, "template: llama3\n", f"pref_beta: 0.1\npref_loss: {kind}\n",
+    pytest.param("rm", "dpo_en_demo", 12, "template: llama3\n", "", id="S1c"),
+    *(pytest.param("dpo", "dpo_en_demo", 12, "template: llama3\n", f"pref_beta: 0.1\npref_loss: {kind}\n",
                    id=f"S1e-{kind}") for kind in ("sigmoid", "orpo", "simpo")),
-    pytest.param("kto", "kto_en_demo", 24, "template: llama3\n", "pref_beta: 0.1\n", id="S1f"),
+    pytest.param("kto", "kto_en_demo", 12, "template: llama3\n", "pref_beta: 0.1\n", id="S1f"),
 ])
 def test_document_001(stage: str, dataset: str, samples: int, template: str, keys: str, llama: Path, shared: Path,
                       tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_document_001(stage: str, dataset: str, samples: int, template: str, key
     file = tmp_path / "run.yaml"
     file.write_text(DOCUMENT_001.format(
         model=llama, stage=stage, dataset=dataset, dataset_dir=shared / "data" / "LLaMA-Factory" / "data",
-        template=template, samples=samples, output=out, keys=keys, cutoff_len=128 if stage in ("pt", "sft") else 512),
+        template=template, samples=samples, output=out, keys=keys, cutoff_len=128 if stage in ("pt", "sft") else 256),
         encoding="utf-8")
     assert main(["train", str(file)]) == 0
     falls(out)

@@ -116,7 +116,7 @@ def test_dpo_is_the_naive_loop(kind: str) -> None:
 
 
 def test_additions_to_dpo() -> None:
-    """pref_ftx adds the chosen answer's mean NLL; ld_alpha scales the tokens past the shorter answer; bco as written."""
+    """pref_ftx adds the chosen answer's mean NLL; ld_alpha scales what is past the shorter answer; bco as written."""
     examples = make_examples([[(5, 7), (5, 3)], [(2, 4), (2, 9)]])
     policy, reference = doubled(1), doubled(2)
 
@@ -322,8 +322,9 @@ def test_what_cannot_fit_is_told() -> None:
 def test_mismatched_answers_come_from_another_prompt() -> None:
     """Record 0 and 1 share a prompt, so both take the answer of record 2; record 2 takes that of record 0."""
     here = context()
+    rows = [("rain", "wet", True), ("rain", "blue", False), ("sun", "warm", True)]
     records = [Feedback((Message("user", q), Message("assistant", a)), good, Origin("file", i))
-               for i, (q, a, good) in enumerate([("rain", "wet", True), ("rain", "blue", False), ("sun", "warm", True)])]
+               for i, (q, a, good) in enumerate(rows)]
     examples = with_mismatched(encode_feedback(records, here), here.config)
     found = [texts(one, here.tokenizer.decode) for one in examples]
     assert [one.facts for one in examples] == [(1.0,), (0.0,), (1.0,)]
