@@ -2,6 +2,7 @@
 
 from accelerate import Accelerator
 
+from danlu.core.errors import ConfigError
 from danlu.data.dataset import build_dataset
 from danlu.data.encode import EncodeContext
 from danlu.engine.evaluate import evaluate
@@ -14,6 +15,9 @@ from danlu.stages.base import STAGES, Models
 def run_perplexity(job: EvalJob) -> dict[str, float]:
     """Return eval_loss and eval_perplexity of the data set under the stage's encoding and mask."""
     stage_class, loaded = STAGES[job.stage], job.loaded
+    if not stage_class.loss_is_nll:
+        raise ConfigError(f"the loss of stage {job.stage} is no likelihood: it has no perplexity", where="stage",
+                          fix="set stage: sft or pt; `danlu train` with do_eval: true evaluates every stage")
     context = EncodeContext(loaded.tokenizer, loaded.template, job.data)
     dataset = build_dataset(job.records(stage_class.record), stage_class, context)
     stage = stage_class(stage_class.Config(), Models(policy=PackedLM(loaded.model).eval()))
