@@ -72,7 +72,8 @@ class RunConfig:
         for owner in list(OWNERS)[1:]:
             values |= getattr(self, owner).model_dump()
         values |= self.stage_config_values
-        return {key: ",".join(map(str, value)) if isinstance(value, tuple) else value for key, value in values.items()}
+        return {key: ",".join(map(str, value)) if isinstance(value, tuple | list) else value
+                for key, value in values.items()}
 
     def given(self) -> dict[str, Any]:
         """Return the keys that were written, under their names of today: enough to repeat the run. No secrets."""
@@ -104,7 +105,9 @@ def build_run_config(resolved: Resolved) -> RunConfig:
     run = built.pop("run")
     assert isinstance(run, RunKeys)
     origins = {key: resolved.origins.get(key, "default") for key in _all_keys()}
-    stage_values = {key: value for key, value in values.items() if run.stage in schema.stages_of(schema.keys()[key])}
+    owned = {key: stages for key, spec in schema.keys().items() if (stages := schema.stages_of(spec))}
+    origins = {key: origin for key, origin in origins.items() if run.stage in owned.get(key, (run.stage,))}
+    stage_values = {key: values.get(key, schema.keys()[key]["default"]) for key in origins if key in owned}
     config = RunConfig(verb=resolved.verb, **run.model_dump(), **built,  # type: ignore[arg-type]
                        stage_config_values=stage_values, origins=origins, notices=tuple(notices))
     if training:

@@ -99,6 +99,8 @@ class DPO(Stage):
     roles = ("policy", "reference")
     encode = staticmethod(encode_preferences)
     loss_is_nll = False
+    metrics = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen",
+               "logps/rejected")
 
     def __init__(self, config: DPOConfig, models: Models) -> None:
         super().__init__(config, models)

@@ -46,6 +46,7 @@ class KTO(Stage):
     roles = ("policy", "reference")
     encode = staticmethod(encode_feedback)
     loss_is_nll = False
+    metrics = ("kl", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected")
 
     def __init__(self, config: KTOConfig, models: Models) -> None:
         super().__init__(config, models)

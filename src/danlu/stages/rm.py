@@ -43,6 +43,7 @@ class RM(Stage):
     record = Preference
     encode = staticmethod(encode_preferences)
     loss_is_nll = False
+    metrics = ("accuracy", "margin", "rewards/chosen", "rewards/rejected")
 
     @staticmethod
     def arrange(encoded: Sequence[Encoded], config: DataConfig) -> Sequence[Example]:
