@@ -54,9 +54,9 @@ def test_export_takes_the_old_output_dir() -> None:
     assert read("train", output_dir="x") == {"output_dir": "x"}
 
 
-def test_stage_orpo_is_known_though_not_built() -> None:
-    with pytest.raises(ConfigError, match="the stage dpo is not in this version"):
-        read(stage="orpo")
+def test_stage_orpo_is_a_loss_of_dpo() -> None:
+    values = resolve(None, ["stage=orpo"], "train").values
+    assert values == {"stage": "dpo", "pref_loss": "orpo"}
 
 
 @pytest.mark.parametrize("old", sorted(key_names.RENAMED))
@@ -96,7 +96,7 @@ def test_mistake_in_an_old_key_names_both() -> None:
 @pytest.mark.parametrize(("words", "parts"), [
     (["--use_unsloth"], ["use_unsloth: without effect"]),
     (["use_galore=false"], ["use_galore: without effect, GaLore is out of scope"]),
-    (["pref_beta=0.1"], ["pref_beta: without effect, it is a key of stage dpo"]),
+    (["ppo_epochs=2"], ["ppo_epochs: without effect, it is a key of stage ppo"]),
     (["stage=pt", "mask_history=true"], ["without effect in stage pt: mask_history (command line)"]),
     (["finetuning_type=full", "lora_rank=4", "lora_alpha=4"],
      ["without effect unless finetuning_type is lora: lora_rank (command line), lora_alpha (command line)"]),

@@ -160,7 +160,7 @@ def test_not_utf8(tmp_path: Path) -> None:
     ("lr_scheduler_kwargs: linear", ["a map", "linear"]),
     ("quantization_method: hqq", ["HQQ is out of scope"]),
     ("finetuning_type: oft", ["OFT"]),
-    ("stage: dpo", ["the stage dpo is not in this version"]),
+    ("stage: ppo", ["the stage ppo is not in this version"]),
     ("buffer_size: 0", ["at least 1"]),
     ("stage: grpo", ["the stage grpo is not in this version"]),
     ("compute_dtype: float32", ["derives it; remove the key"]),
