@@ -68,6 +68,16 @@ def test_wrong_row(good: dict[str, Any], danlu: Callable[..., int], capsys: pyte
     refused(capsys, danlu("train", {**good, "dataset": str(rows)}), "rows.jsonl:2", "output", "7")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_kinds_of_data_mixed(streaming: bool, good: dict[str, Any], danlu: Callable[..., int], tmp_path: Path,
+                                 capsys: pytest.CaptureFixture[str]) -> None:
+    """A set of preferences beside dialogue is named, even where single bad rows may be skipped."""
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 4, encoding="utf-8")
+    code = danlu("train", {**good, "dataset": f"chat,{pairs}", "on_bad_row": "skip", "streaming": streaming})
+    refused(capsys, code, "pairs.jsonl", "no usable row")
+
+
 def test_half_of_a_character(good: dict[str, Any], danlu: Callable[..., int], capsys: pytest.CaptureFixture[str],
                              tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"

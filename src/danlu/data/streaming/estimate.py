@@ -17,6 +17,7 @@ from danlu.data.streaming.set_walk import SetWalk
 from danlu.templates import Encoded
 
 SAMPLE_ROWS = 2048
+ENOUGH_TO_JUDGE = 32  # rows of which at least one is usable, or the set is of another kind
 ROWS_AT_A_PLACE = 32
 
 Arrange = Callable[[Sequence[Encoded], DataConfig], Sequence[Example]]
@@ -45,18 +46,22 @@ def estimate_epoch(walks: Sequence[SetWalk], rows: Sequence[int], encode: Callab
     """Encode rows from evenly spaced places of each set, as many as its share in an epoch.
 
     rows  rows that each set gives in an epoch
-    Errors: DataError when no row of the sample can be used.
+    Errors: DataError when no row of the sample, or of one set's part of it, can be used.
     """
     total = sum(rows)
     records, sampled, ledger = list[Record](), 0, Ledger()
     for walk, share in zip(walks, rows, strict=True):
         walk.rows.ledger = ledger
         wanted = share if total <= SAMPLE_ROWS else max(1, round(SAMPLE_ROWS * share / total))
+        before = len(records)
         for place in _places(len(walk), wanted):
             walk.skip_to(place)
             record = walk.next()[1]
             sampled += 1
             records += [] if record is None else [record]
+        if len(records) == before and wanted >= min(max(share, 1), ENOUGH_TO_JUDGE):
+            # Not a bad row here and there, but a set of another kind.
+            raise walk.rows.no_rows()
         walk.restart()
         walk.rows.warn_of_absent_columns()
     encoded = encode(records) if records else []
