@@ -17,6 +17,7 @@ from danlu.data.lint.check import Lint
 from danlu.data.lint.finding import CODES, Report
 from danlu.data.lint.near import similarity
 from danlu.data.lint.repair import write_repaired
+from danlu.data.lint.texts import misread
 from danlu.data.registry import find_sources
 
 Run = Callable[..., int]
@@ -341,3 +342,12 @@ def test_real_demo_files(shared: Path) -> None:
     tools = json.loads((folder / "glaive_toolcall_en_demo.json").read_text(encoding="utf-8"))
     distinct = {json.dumps([row["conversations"], row["tools"]]) for row in tools}
     assert lint(folder / "glaive_toolcall_en_demo.json").counts["duplicate"] == len(tools) - len(distinct)
+
+
+@pytest.mark.parametrize(("text", "meant"), [
+    ("l'été à Paris".encode().decode("cp1252"), "l'été à Paris"),
+    ("l'été".encode().decode("cp1252"), "l'été"), ("你好世界".encode().decode("gbk"), "你好世界"),
+    ("l'été", ""), ("你好世界", ""), ("联通", ""), ("naïve café", ""), ("plain", "")])
+def test_text_read_in_the_wrong_encoding(text: str, meant: str) -> None:
+    """Text that survives the way back through the wrong encoding is told with what it meant; ordinary text is left."""
+    assert misread(text) == meant

@@ -45,7 +45,7 @@ class DataConfig(StrictConfig):
         "concat", description="How several sets are mixed: one after the other, or drawn in turn until the first, "
         "or the last, is used up (once: no row twice).")
     interleave_probs: FloatList = Field(
-        (), description="Probability of each set when drawn in turn, comma separated.",
+        (), description="Weight of each set when drawn in turn, comma separated; they are scaled to sum to 1.",
         json_schema_extra=only_with(mix_strategy=("interleave_under", "interleave_over", "interleave_once")))
     overwrite_cache: bool = Field(False, description="Encode again although a cached copy exists.")
     preprocessing_batch_size: int = Field(1000, ge=1, description="Records encoded at a time.")

@@ -229,6 +229,9 @@ def load_records(config: DataConfig, record_type: type[Record], *, which: str = 
     ledger = Ledger()
     parts = open_sources(sources, record_type, config, ledger)
     probabilities = config.interleave_probs if which == "train" else ()
+    if probabilities and abs(sum(probabilities) - 1) > 1e-6:
+        shares = ", ".join(f"{value / sum(probabilities):.3g}" for value in probabilities)
+        notice(f"interleave_probs are weights: the sets are drawn with probabilities {shares}")
     strategy = config.mix_strategy if which == "train" else "concat"
     key = fingerprint.of_values([part.fingerprint for part in parts], config.max_samples, strategy, probabilities, seed,
                                 config.on_bad_row)

@@ -49,6 +49,7 @@ CODES: dict[str, Kind] = {
                           "remove it; danlu's templates train it as plain text, never as the token"),
     "placeholder": Kind("warning", "a placeholder that was never filled in", "replace it by the real name"),
     "replacement-character": Kind("warning", "U+FFFD, left by a wrong decoding", "get the text again from its source"),
+    "misread-encoding": Kind("warning", "UTF-8 read as another encoding", "get the text again from its source"),
     "control-character": Kind("warning", "an invisible control character", "remove it"),
     "empty-text": Kind("warning", "an empty text, which training leaves out", "drop the row with --fix"),
     "long-line": Kind("warning", "a row of more than a million characters", "split it, if it is many rows in one"),

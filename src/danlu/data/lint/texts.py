@@ -66,6 +66,9 @@ class TextCheck:
         found = self._controls.search(text)
         if found:
             yield Suspicion("control-token", found[0], f"the text holds the control token {found[0]}")
+        meant = misread(text)
+        if meant:
+            yield Suspicion("misread-encoding", text[:40], f"UTF-8 read as another encoding; it says {meant[:40]!r}")
         if not SUSPECTS.search(text):
             return
         filled = PLACEHOLDER.search(text)
@@ -75,6 +78,30 @@ class TextCheck:
             code = _letter_code(letter)
             if code:
                 yield Suspicion(code, letter, f"the text holds the character U+{ord(letter):04X}")
+
+
+def misread(text: str) -> str:
+    """Return what UTF-8 text said before it was read as Western or Chinese code pages; "" when nothing points to that.
+
+    Such text goes back to bytes in the wrong encoding and forward again in UTF-8, which ordinary text does not.
+    """
+    if text.isascii():
+        return ""
+    for wrong in ("cp1252", "gbk"):
+        try:
+            meant = text.encode(wrong).decode("utf-8")
+        except UnicodeError:
+            continue
+        foreign = [letter for letter in meant if letter > "\x7f"]
+        # Two Chinese signs may form valid UTF-8 by chance; four that all come out as usual letters do not.
+        if len(text) - len(meant) >= 2 and all(_is_usual(letter) for letter in foreign):
+            return meant
+    return ""
+
+
+def _is_usual(letter: str) -> bool:
+    return "\u00a0" <= letter <= "\u024f" or "\u2010" <= letter <= "\u2030" or "\u3000" <= letter <= "\u9fff" or (
+        "\uff00" <= letter <= "\uffef")
 
 
 def _letter_code(letter: str) -> str:
