@@ -35,7 +35,9 @@ test-slow: $(READY)
 test-all: test test-slow
 
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet -e ".[bench]"
 	$(BIN)/python benchmarks/packed_forward.py
+	$(BIN)/python benchmarks/dedup.py
 
 golden: $(READY)
 	$(BIN)/python -m pytest -q tests/golden --golden-update

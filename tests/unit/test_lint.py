@@ -351,3 +351,9 @@ def test_real_demo_files(shared: Path) -> None:
 def test_text_read_in_the_wrong_encoding(text: str, meant: str) -> None:
     """Text that survives the way back through the wrong encoding is told with what it meant; ordinary text is left."""
     assert misread(text) == meant
+
+
+@pytest.mark.parametrize("stranger", [{"text": "prose"}, {"prompt": "a", "chosen": "b", "rejected": "c"}])
+def test_rows_of_another_kind_are_mixed_formats(stranger: dict[str, str], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [json.dumps(talk("a", "b")), json.dumps(stranger)])
+    assert [(one.code, one.row) for one in lint(path).findings] == [("mixed-formats", 2)]

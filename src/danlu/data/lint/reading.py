@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from danlu.core.errors import DataError
-from danlu.core.records import Conversation, Feedback, Origin, Preference, Prompt, Record
+from danlu.core.records import Conversation, Feedback, Origin, Preference, Prompt, Record, Text
 from danlu.data.answers import has_ranking
 from danlu.data.lint.finding import short
 from danlu.data.registry import Source
@@ -134,9 +134,18 @@ class RowReader:
             return None
         return True
 
+    def _other_format(self, value: Any) -> str | None:
+        """Return the format that the row has instead, of any kind of record; a lone column is no prose."""
+        for kind in dict.fromkeys((self.record_type, Conversation, Preference, Text)):
+            name = detect(value, kind)
+            is_prose = name == "text" and isinstance(value, Mapping) and "text" in value
+            if name not in (None, self.format_name) and (name != "text" or is_prose):
+                return name
+        return None
+
     def _problem(self, value: Any, problem: RowProblem) -> Fault:
-        other = None if self.source.formatting else detect(value, self.record_type)
-        if other not in (None, "text", self.format_name):
+        other = None if self.source.formatting else self._other_format(value)
+        if other is not None:
             return Fault("mixed-formats", f"the row is {other}, the rows before it are {self.format_name}")
         reason = f"found {problem.found}, expected {problem.expected}"
         return Fault(code_of(problem), reason, problem.pointer)
