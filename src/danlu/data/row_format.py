@@ -4,6 +4,7 @@ A format is one file in `danlu.data.formats`. A format of dialogue says what was
 (`asked`) and, of preference data, what was answered (`answers`); the records are built here from these three.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -34,19 +35,19 @@ NOUNS: dict[type[Any], str] = {
     Text: "prose", Conversation: "dialogue", Preference: "preference pairs", Feedback: "verdicts", Prompt: "prompts"}
 
 
-class RowFormat:
+class RowFormat(ABC):
     """Base of every format."""
 
     is_dialogue: ClassVar[bool] = True
     kinds: ClassVar[tuple[type[Any], ...]] = (Text, Conversation, Feedback, Prompt)
 
+    @abstractmethod
     def matches(self, row: Row, kind: type[Any] | None = None) -> bool:
         """Say whether a row, seen without any declaration, is of this format; `kind` is the record it is wanted for."""
-        raise NotImplementedError(f"{type(self).__name__}.matches")
 
+    @abstractmethod
     def dialogue(self, row: Row, layout: Layout) -> Dialogue:
         """Return all turns of the row."""
-        raise NotImplementedError(f"{type(self).__name__}.dialogue")
 
     def asked(self, row: Row, layout: Layout) -> Dialogue:
         """Return the turns up to the last question or tool result."""

@@ -4,6 +4,7 @@ A rule is one class in `danlu.data.clean.filters`, registered under the name tha
 files or processes.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -37,7 +38,7 @@ def change(text: str, reason: str, detail: str = "") -> Verdict:
     return Verdict("change", reason, detail, text)
 
 
-class Filter(StrictConfig):
+class Filter(StrictConfig, ABC):
     """Base of every rule. `edits` rules see one field at a time; the others the row's fields, joined by line breaks."""
 
     edits: ClassVar[bool] = False
@@ -48,9 +49,9 @@ class Filter(StrictConfig):
     scope: Literal["row", "field"] = Field(
         "row", description="Judge the texts of a row together, or each by itself.")
 
+    @abstractmethod
     def judge(self, text: str) -> Verdict:
         """Return the verdict on one text."""
-        raise NotImplementedError(f"{type(self).__name__}.judge")
 
     def outside(self, name: str, value: float, low: float | None, high: float | None) -> Verdict | None:
         """Return the verdict that drops when `value` leaves low..high, None otherwise. None is no bound."""

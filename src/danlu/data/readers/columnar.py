@@ -1,5 +1,6 @@
 """Parquet and Arrow files, read one row group or batch at a time."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from danlu.data.row_file import ROW_FILES, PlacedRow, file_type
 ROWS_AT_A_TIME = 1024
 
 
-class ColumnarFile:
+class ColumnarFile(ABC):
     """Rows by their index; nested columns come as lists and mappings."""
 
     def __init__(self, path: Path) -> None:
@@ -40,12 +41,13 @@ class ColumnarFile:
             yield first, rows
             place = first + len(rows)
 
+    @abstractmethod
     def _count(self) -> int:
-        raise NotImplementedError(f"{type(self).__name__}._count")
+        """Return the number of rows of the file."""
 
+    @abstractmethod
     def _around(self, place: int) -> tuple[int, list[Any]]:
         """Return some rows that `place` is among, and the index of the first."""
-        raise NotImplementedError(f"{type(self).__name__}._around")
 
     def _unreadable(self, error: Exception) -> DataError:
         return DataError(f"not a whole {file_type(self.path)} file: {error}", where=str(self.path),

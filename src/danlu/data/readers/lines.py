@@ -1,6 +1,7 @@
 """Files of one row a line: JSON lines and plain text. Blank lines are no rows."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +13,7 @@ from danlu.data.row_file import LONGEST_ROW, ROW_FILES, PlacedRow, decode, json_
 BOM = b"\xef\xbb\xbf"
 
 
-class LineFile:
+class LineFile(ABC):
     """Lines by their byte offset; one line is in memory at a time."""
 
     def __init__(self, path: Path) -> None:
@@ -48,9 +49,9 @@ class LineFile:
         skipped = len(BOM) if offset == 0 and raw.startswith(BOM) else 0
         return self.value(decode(raw[skipped:], self.path, number, offset + skipped), number)
 
+    @abstractmethod
     def value(self, line: str, number: int) -> Any:
         """Return what the text of a line stands for."""
-        raise NotImplementedError(f"{type(self).__name__}.value")
 
 
 def _skip_line(file: BinaryIO) -> int:
