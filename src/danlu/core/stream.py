@@ -24,6 +24,8 @@ class Example:
     lengths    (S,)        tokens in each segment; they sum to T
     index      position in the data set, so that an error can name the row
     facts      (F,)        numbers beside the tokens: a label, reference log-probabilities; the stage knows their order
+    tracks     (K, T)      numbers of each token, old log-probabilities and advantages for instance; None: K is 0
+    note                   what the stage knows in words, as JSON: the messages a reward reads
     """
 
     input_ids: IntArray
@@ -32,6 +34,8 @@ class Example:
     lengths: tuple[int, ...] = ()
     index: int = -1
     facts: tuple[float, ...] = ()
+    tracks: FloatArray | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         if not self.lengths:
@@ -54,6 +58,7 @@ class Stream:
     owners       (S,)    which example of the batch a segment belongs to
     indices      (B,)    data-set positions of the examples
     facts        (B, F)  what the stage knows of each example beside its tokens
+    tracks       (K, R)  what the stage knows of each supervised row's target
     """
 
     input_ids: IntArray
@@ -65,6 +70,7 @@ class Stream:
     owners: IntArray
     indices: tuple[int, ...] = field(default=())
     facts: FloatArray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    tracks: FloatArray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
 def flatten(examples: Sequence[Example]) -> Stream:
@@ -91,4 +97,11 @@ def flatten(examples: Sequence[Example]) -> Stream:
         owners=np.repeat(np.arange(len(examples)), [len(e.lengths) for e in examples]),
         indices=tuple(e.index for e in examples),
         facts=np.array([e.facts for e in examples], np.float32),
+        tracks=_tracks(examples)[:, positions],
     )
+
+
+def _tracks(examples: Sequence[Example]) -> FloatArray:
+    """Return the numbers of every token of the stream, (K, T); all examples have the same K."""
+    rows = [np.zeros((0, len(e.input_ids)), np.float32) if e.tracks is None else e.tracks for e in examples]
+    return np.concatenate(rows, axis=1).astype(np.float32)

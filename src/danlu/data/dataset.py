@@ -31,8 +31,8 @@ from danlu.data.ragged import Ragged, RaggedWriter
 from danlu.templates import Encoded
 
 COLUMNS = {"ids": np.int32, "trained": np.bool_, "weights": np.float32, "segments": np.int32, "members": np.int64,
-           "origins": np.int64, "facts": np.float32}
-CONTENT = ("ids", "trained", "weights", "segments", "facts")
+           "origins": np.int64, "facts": np.float32, "notes": np.uint8}
+CONTENT = ("ids", "trained", "weights", "segments", "facts", "notes")
 META = "meta.json"
 MOST_ORIGINS = 8
 WITHOUT_EFFECT = {
@@ -92,7 +92,7 @@ class TokenDataset(Sequence[Example]):
         weights = columns["weights"][index]
         return Example(columns["ids"][index].astype(np.int64), columns["trained"][index],
                        weights if len(weights) else None, tuple(columns["segments"][index].tolist()), index,
-                       tuple(columns["facts"][index].tolist()))
+                       tuple(columns["facts"][index].tolist()), note=bytes(columns["notes"][index]).decode())
 
     @property
     def lengths(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
@@ -226,7 +226,7 @@ def _write_examples(examples: Sequence[Example], encoded: Sequence[Encoded], fol
             members = examples.members(index) if isinstance(examples, Arranged) else (index,)
             writer.append(
                 ids=example.input_ids, trained=example.trained, segments=example.lengths, members=members,
-                facts=example.facts,
+                facts=example.facts, notes=np.frombuffer(example.note.encode(), np.uint8),
                 weights=() if example.weights is None else example.weights)
     # A run resumes on the same tokens, wherever they came from: the code that made them is no part of this.
     seen = fingerprint.of_files(folder / f"{name}{end}" for name in CONTENT for end in (".bin", ".ends.bin"))

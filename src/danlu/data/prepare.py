@@ -22,7 +22,7 @@ from danlu.data.ragged import Ragged, RaggedWriter
 from danlu.templates import Encoded
 
 COLUMNS = {"ids": np.int32, "trained": np.bool_, "weights": np.float32, "turns": np.int64, "origin": np.int64,
-           "facts": np.float32}
+           "facts": np.float32, "notes": np.uint8}
 SECONDS_BETWEEN_LINES = 5.0
 FEWEST_ROWS_A_PROCESS = 1000
 
@@ -67,7 +67,8 @@ class EncodedOnDisk(Sequence[Encoded]):
         weights = columns["weights"][row]
         turns = tuple((start, answer, end) for start, answer, end in columns["turns"][row].reshape(-1, 3).tolist())
         return Encoded(columns["ids"][row], columns["trained"][row], weights if len(weights) else None, turns,
-                       Origin(self._sources[shard][source], number), tuple(columns["facts"][row].tolist()))
+                       Origin(self._sources[shard][source], number), tuple(columns["facts"][row].tolist()),
+                       bytes(columns["notes"][row]).decode())
 
 
 def encode_to_disk(records: Records, encode: Encode, context: EncodeContext, folder: Path) -> EncodedOnDisk:
@@ -108,6 +109,7 @@ def _encode_shard(job: Job, index: int, start: int, end: int, *, is_talking: boo
                 writer.append(
                     ids=one.input_ids, trained=one.trained, weights=() if one.weights is None else one.weights,
                     turns=np.array(one.turns, np.int64).reshape(-1), facts=one.facts,
+                    notes=np.frombuffer(one.note.encode(), np.uint8),
                     origin=(sources.setdefault(one.origin.source, len(sources)), one.origin.row))
             if is_talking and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
                 last_line = time.monotonic()

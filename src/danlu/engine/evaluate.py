@@ -77,7 +77,7 @@ def _sums(stage: Stage, dataset: Examples, accelerator: Accelerator, batch_size:
     own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
     total, count = 0.0, 0.0
     metrics: dict[str, float] = {}
-    stage.surroundings.counts = True
+    stage.surroundings.counts, stage.surroundings.step = True, 0
     for part in _parts(stage.prepare(Share(dataset, own)), batch_size):
         micro = stage.collate(part)
         count += float(stage.count(micro))

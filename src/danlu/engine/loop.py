@@ -88,7 +88,8 @@ class Engine:
         models, policy = stage.models, stage.models.policy
         models.policy = self.accelerator.prepare_model(policy.eval(), evaluation_mode=True)
         place_frozen(stage, self.accelerator)
-        stage.surroundings = surroundings(self.accelerator, self._config.per_device_eval_batch_size)
+        stage.surroundings = surroundings(self.accelerator, self._config.per_device_eval_batch_size,
+                                          seed=self._config.seed, folder=self._run.path)
         try:
             metrics = evaluate(stage, named_sets(dataset), self.accelerator, self._config.per_device_eval_batch_size)
         finally:

@@ -166,7 +166,8 @@ def open_session(config: EngineConfig, run: RunDir, saver: Saver, accelerator: A
     if folder is not None:
         saver.restore(policy, folder)
     _place(stage, accelerator, config)
-    stage.surroundings = surroundings(accelerator, config.per_device_train_batch_size)
+    stage.surroundings = surroundings(accelerator, config.per_device_train_batch_size, seed=config.seed,
+                                      folder=run.path)
     optimizer = accelerator.prepare_optimizer(optimizers.make_optimizer(groups, config))
     schedule = Schedule(optimizer.optimizer, config, plan.total_steps)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]

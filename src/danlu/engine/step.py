@@ -54,7 +54,7 @@ class Stepper:
                 every process must join every reduction
         """
         result = StepResult()
-        self.stage.surroundings.counts = counts
+        self.stage.surroundings.counts, self.stage.surroundings.step = counts, step
         for minibatch in without_gradients(self.stage.prepare(examples)):
             self._minibatch(minibatch, 1.0 if counts else 0.0, step, result)
             result.updates += 1

@@ -1,14 +1,17 @@
 """What a stage is told of where it runs, and its frozen networks put there."""
 
+from pathlib import Path
+
 from accelerate import Accelerator
 
 from danlu.engine.distributed import sum_over_ranks
 from danlu.stages.base import Stage, Surroundings
 
 
-def surroundings(accelerator: Accelerator, micro_batch: int) -> Surroundings:
-    """Return device, batch size and reductions for the work a stage does without gradients."""
-    return Surroundings(accelerator.device, micro_batch, lambda values: sum_over_ranks(accelerator, values))
+def surroundings(accelerator: Accelerator, micro_batch: int, *, seed: int, folder: Path) -> Surroundings:
+    """Return device, batch size, reductions, seed and run directory for the work a stage does without gradients."""
+    return Surroundings(accelerator.device, micro_batch, lambda values: sum_over_ranks(accelerator, values),
+                        seed=seed, folder=folder, is_main=accelerator.is_main_process)
 
 
 def place_frozen(stage: Stage, accelerator: Accelerator) -> None:

@@ -38,6 +38,17 @@ class Generator(Protocol):
         """Answer every prompt, in the order given. Row i depends on its prompt, `seed` and i alone."""
         ...
 
+    def sample(
+        self, prompts: Sequence[Sequence[int]], settings: GenerationConfig, *, keys: Sequence[Sequence[int]],
+        samples: int = 1,
+    ) -> list[list[Completion]]:
+        """Return `samples` answers of each prompt, with the log-probability of every token.
+
+        Answer j of prompt i draws from the random stream of (*keys[i], j) alone, so that it depends neither on the
+        batch it is computed in nor on the process.
+        """
+        ...
+
     def stream(self, prompt: Sequence[int], settings: GenerationConfig, *, seed: int = 0) -> Iterator[str]:
         """Yield the answer to one prompt as pieces of whole characters; they join to the text of `generate`."""
         ...

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from danlu.core.stream import Example, Stream, flatten
 
-TENSORS = ("input_ids", "position_ids", "cu_seqlens", "loss_rows", "loss_targets", "loss_weights", "owners", "facts")
+TENSORS = ("input_ids", "position_ids", "cu_seqlens", "loss_rows", "loss_targets", "loss_weights", "owners", "facts",
+           "tracks")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class StreamTensors:
     lengths      (S,)            tokens in each segment
     max_length                   the longest of them
     facts        (B, F) float32  what the stage knows of each example beside its tokens
+    tracks       (K, R) float32  what the stage knows of each supervised row's target
     """
 
     input_ids: Tensor
@@ -42,6 +44,7 @@ class StreamTensors:
     lengths: tuple[int, ...]
     max_length: int
     facts: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    tracks: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> "StreamTensors":
@@ -68,6 +71,7 @@ class StreamTensors:
             lengths=lengths,
             max_length=max(lengths, default=0),
             facts=torch.as_tensor(stream.facts, dtype=torch.float32),
+            tracks=torch.as_tensor(stream.tracks, dtype=torch.float32),
         )
 
     @property

@@ -9,6 +9,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -49,12 +50,20 @@ class Surroundings:
     micro_batch     examples in one forward pass
     sum_over_ranks  sums of numbers over all processes, added in float64
     counts          False while this process has no share of the batch: it joins every reduction with weight 0
+    step            number of the step, from 1; 0 in an evaluation
+    seed            the seed of the run; random draws are keyed by (seed, step, position of the row, sample)
+    folder          the run directory, for what a stage writes beside its results; None: nothing is written
+    is_main         True in the one process that writes
     """
 
     device: torch.device = torch.device("cpu")
     micro_batch: int = 8
     sum_over_ranks: Callable[[list[float]], list[float]] = list
     counts: bool = True
+    step: int = 0
+    seed: int = 0
+    folder: Path | None = None
+    is_main: bool = True
 
 
 class NoKeys(StrictConfig):

@@ -20,6 +20,7 @@ class Encoded:
                end of the answer with its end-of-turn text. Tokens before the first start are the prefix and system.
     origin     the row the record was read from
     facts      numbers beside the tokens, a label for instance
+    note       what a stage keeps in words, as JSON
     """
 
     input_ids: NDArray[np.int32]
@@ -28,8 +29,9 @@ class Encoded:
     turns: tuple[tuple[int, int, int], ...]
     origin: Origin
     facts: tuple[float, ...] = ()
+    note: str = ""
 
     def to_example(self, index: int = -1) -> Example:
         """Return the one-segment example at data-set position `index`."""
         return Example(self.input_ids.astype(np.int64), self.trained, self.weights, (len(self.input_ids),), index,
-                       self.facts)
+                       self.facts, note=self.note)
