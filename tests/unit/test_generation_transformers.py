@@ -76,6 +76,18 @@ def test_logps_equal_a_forward_over_the_whole_sequence() -> None:
         torch.testing.assert_close(torch.tensor(answer.logps), expected, atol=1e-5, rtol=0)
 
 
+def test_sample_draws_answer_j_of_prompt_i_from_the_stream_of_its_key_and_j() -> None:
+    """Row i of `generate` draws from (seed, i), so sample j of the key (5,) is row j of five equal prompts."""
+    generator, prompts = TransformersGenerator(tiny_model("llama"), tiny_tokenizer(), batch_size=4), encoded()[:2]
+    groups = generator.sample(prompts, SAMPLE, keys=[(5,), (6,)], samples=5)
+    for prompt, seed, group in zip(prompts, (5, 6), groups, strict=True):
+        assert [a.ids for a in group] == [a.ids for a in generator.generate([prompt] * 5, SAMPLE, seed=seed)]
+        assert all(a.logps is not None and len(a.logps) == len(a.ids) for a in group)
+    assert len({a.ids for group in groups for a in group}) > 5
+    alone = generator.sample(prompts[1:], SAMPLE, keys=[(6,)], samples=2)
+    assert [a.ids for a in alone[0]] == [a.ids for a in groups[1][:2]]
+
+
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLE])
 @pytest.mark.parametrize("prompt", [0, 1, 3])
 def test_streamed_pieces_join_to_the_text_of_generate(settings: GenerationConfig, prompt: int) -> None:

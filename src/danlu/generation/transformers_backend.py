@@ -47,15 +47,36 @@ class TransformersGenerator:
         self, prompts: Sequence[Sequence[int]], settings: GenerationConfig, *, seed: int = 0
     ) -> list[Completion]:
         """Answer every prompt; prompts of similar length share a batch, answers come back in the order given."""
-        self._check_sampling(settings, seed)
-        limits = [self._new_tokens(len(prompt), settings) for prompt in prompts]
+        check_sampling(settings, seed, with_logps=self._with_logps)
+        seeds = [(seed, row) for row in range(len(prompts))]
+        return self._answer(prompts, settings, seeds, with_logps=self._with_logps)
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], settings: GenerationConfig, *, keys: Sequence[Sequence[int]],
+        samples: int = 1,
+    ) -> list[list[Completion]]:
+        """Return `samples` answers of each prompt with the log-probability of every token; see `Generator.sample`."""
+        check_sampling(settings, 0, with_logps=True)
+        rows = [prompt for prompt in prompts for _ in range(samples)]
+        seeds = [(*key, number) for key in keys for number in range(samples)]
+        answers = self._answer(rows, settings, seeds, with_logps=True)
+        return [answers[first : first + samples] for first in range(0, len(rows), samples)]
+
+    def _answer(
+        self, prompts: Sequence[Sequence[int]], settings: GenerationConfig, seeds: Sequence[Sequence[int]], *,
+        with_logps: bool,
+    ) -> list[Completion]:
+        """Answer prompt i from the random stream of seeds[i], in batches of prompts of similar length."""
+        limits = [new_tokens(len(prompt), settings, self.context) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         answers: dict[int, Completion] = {}
         with generating(self.model):
             for start in range(0, len(order), self._batch_size):
                 rows = order[start : start + self._batch_size]
-                texts, rooms = [prompts[row] for row in rows], [limits[row] for row in rows]
-                answers.update(zip(rows, self._generate_batch(texts, rooms, settings, seed, rows), strict=True))
+                batch = self._generate_batch(
+                    [prompts[row] for row in rows], [limits[row] for row in rows], settings,
+                    [seeds[row] for row in rows], with_logps)
+                answers.update(zip(rows, batch, strict=True))
         return [answers[row] for row in range(len(prompts))]
 
     def stream(self, prompt: Sequence[int], settings: GenerationConfig, *, seed: int = 0) -> Iterator[str]:
@@ -63,8 +84,8 @@ class TransformersGenerator:
         if settings.num_beams > 1:
             yield self.generate([prompt], settings, seed=seed)[0].text
             return
-        self._check_sampling(settings, seed)
-        limit = self._new_tokens(len(prompt), settings)
+        check_sampling(settings, seed, with_logps=self._with_logps)
+        limit = new_tokens(len(prompt), settings, self.context)
         feed, text = _TokenFeed(), TextStream(self.tokenizer, skip_special_tokens=settings.skip_special_tokens)
         worker = threading.Thread(target=self._fill, args=(feed, prompt, limit, settings, seed), daemon=True)
         with generating(self.model):
@@ -83,26 +104,28 @@ class TransformersGenerator:
     ) -> None:
         """Run in the worker thread; whatever goes wrong is handed to the reading thread, which raises it."""
         try:
-            self._run([prompt], limit, settings, seed, [0], streamer=feed, stopping=[_Cancelled(feed.cancelled)])
+            self._run([prompt], limit, settings, [(seed, 0)], streamer=feed, stopping=[_Cancelled(feed.cancelled)])
         except BaseException as error:
             feed.queue.put(error)
         finally:
             feed.queue.put(None)
 
     def _generate_batch(
-        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], settings: GenerationConfig, seed: int,
-        rows: Sequence[int],
+        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], settings: GenerationConfig,
+        seeds: Sequence[Sequence[int]], with_logps: bool,
     ) -> list[Completion]:
-        output_BT, logps = self._run(prompts, max(limits), settings, seed, rows)
+        output_BT, logps = self._run(prompts, max(limits), settings, seeds, with_logps=with_logps)
         width = max(map(len, prompts))
         new = output_BT[:, width:].tolist()
         return [
-            self._completion(ids[:limit], settings, None if logps is None else logps[row])
+            completion(
+                self.tokenizer, ids[:limit], self.stop_ids, settings, None if logps is None else logps[row])
             for row, (ids, limit) in enumerate(zip(new, limits, strict=True))]
 
     def _run(
-        self, prompts: Sequence[Sequence[int]], limit: int, settings: GenerationConfig, seed: int,
-        rows: Sequence[int], *, streamer: BaseStreamer | None = None, stopping: Sequence[StoppingCriteria] = (),
+        self, prompts: Sequence[Sequence[int]], limit: int, settings: GenerationConfig,
+        seeds: Sequence[Sequence[int]], *, with_logps: bool = False, streamer: BaseStreamer | None = None,
+        stopping: Sequence[StoppingCriteria] = (),
     ) -> tuple[torch.Tensor, list[list[float]] | None]:
         width, device = max(map(len, prompts)), self.model.get_input_embeddings().weight.device
         pad = self._pad_id()
@@ -111,11 +134,10 @@ class TransformersGenerator:
         processors, sampler = LogitsProcessorList(), None
         if settings.num_beams == 1:
             pads = [width - len(p) for p in prompts]
-            seeds = [(seed, row) for row in rows]
-            sampler = RowSampler(settings, pads, seeds, limit, with_logps=self._with_logps)
+            sampler = RowSampler(settings, pads, seeds, limit, with_logps=with_logps)
             processors.append(sampler)
         with torch.random.fork_rng():
-            torch.manual_seed(seed)  # for beam search alone: RowSampler draws from streams of its own
+            torch.manual_seed(seeds[0][0])  # for beam search alone: RowSampler draws from streams of its own
             output_BT = self.model.generate(
                 input_ids_BT, attention_mask=mask_BT, generation_config=self._model_settings(settings, limit, pad),
                 logits_processor=processors, stopping_criteria=StoppingCriteriaList(stopping), streamer=streamer)
@@ -133,44 +155,10 @@ class TransformersGenerator:
             **({"length_penalty": settings.length_penalty} if beams else {}),
             **(sampling if beams and settings.do_sample else {}))
 
-    def _completion(
-        self, ids: list[int], settings: GenerationConfig, logps: list[float] | None
-    ) -> Completion:
-        end = next((n for n, token in enumerate(ids) if token in self.stop_ids), None)
-        kept = ids if end is None else ids[: end + 1]
-        spoken = kept[:-1] if end is not None and settings.skip_special_tokens else kept
-        return Completion(
-            ids=tuple(kept), text=decode(self.tokenizer, spoken, skip_special_tokens=settings.skip_special_tokens),
-            finish_reason="length" if end is None else "stop",
-            logps=None if logps is None else tuple(logps[: len(kept)]))
-
-    def _new_tokens(self, prompt_tokens: int, settings: GenerationConfig) -> int:
-        """Return how many tokens the answer may have: max_new_tokens if set, else what max_length leaves."""
-        if prompt_tokens == 0:
-            raise UserError("the prompt is empty", fix="say something, or choose a template that opens with a token")
-        room = settings.max_new_tokens if settings.max_new_tokens > 0 else settings.max_length - prompt_tokens
-        if room <= 0:
-            raise UserError(
-                f"the prompt has {prompt_tokens} tokens and max_length is {settings.max_length}: no room to answer",
-                where="max_length", fix="raise max_length, or set max_new_tokens, which counts the answer alone")
-        if self.context is None:
-            return room
-        if prompt_tokens >= self.context:
-            raise UserError(
-                f"the prompt has {prompt_tokens} tokens; the model's context is {self.context}",
-                fix="shorten the prompt, clear the history, or use a model with a longer context")
-        return min(room, self.context - prompt_tokens)
-
     def _pad_id(self) -> int:
         """Return any valid id for masked positions; which one is never seen by the model."""
         pad = self.tokenizer.pad_token_id
         return int(pad) if pad is not None else min(self.stop_ids, default=0)
-
-    def _check_sampling(self, settings: GenerationConfig, seed: int) -> None:
-        if self._with_logps and settings.num_beams > 1:
-            raise CapabilityError("log-probabilities of sampled tokens need num_beams 1", where="num_beams")
-        if seed < 0:
-            raise UserError(f"seed is {seed}; it must not be negative", where="seed")
 
 
 class _TokenFeed(BaseStreamer):  # type: ignore[misc]
@@ -247,3 +235,46 @@ def all_stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase, more: Sequence[
     declared = getattr(model.generation_config, "eos_token_id", None)
     own = declared if isinstance(declared, list) else [declared]
     return frozenset(int(i) for i in (*more, *own, tokenizer.eos_token_id) if i is not None)
+
+
+def completion(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: frozenset[int], settings: GenerationConfig,
+    logps: Sequence[float] | None,
+) -> Completion:
+    """Return the answer that `ids` hold up to their first stop token; `logps` belong to the same tokens."""
+    end = next((n for n, token in enumerate(ids) if token in stop_ids), None)
+    kept = list(ids) if end is None else list(ids[: end + 1])
+    spoken = kept[:-1] if end is not None and settings.skip_special_tokens else kept
+    return Completion(
+        ids=tuple(kept), text=decode(tokenizer, spoken, skip_special_tokens=settings.skip_special_tokens),
+        finish_reason="length" if end is None else "stop",
+        logps=None if logps is None else tuple(logps[: len(kept)]))
+
+
+def new_tokens(prompt_tokens: int, settings: GenerationConfig, context: int | None) -> int:
+    """Return how many tokens the answer may have: max_new_tokens if set, else what max_length leaves.
+
+    Raises UserError when there is no prompt, or none of the room is left.
+    """
+    if prompt_tokens == 0:
+        raise UserError("the prompt is empty", fix="say something, or choose a template that opens with a token")
+    room = settings.max_new_tokens if settings.max_new_tokens > 0 else settings.max_length - prompt_tokens
+    if room <= 0:
+        raise UserError(
+            f"the prompt has {prompt_tokens} tokens and max_length is {settings.max_length}: no room to answer",
+            where="max_length", fix="raise max_length, or set max_new_tokens, which counts the answer alone")
+    if context is None:
+        return room
+    if prompt_tokens >= context:
+        raise UserError(
+            f"the prompt has {prompt_tokens} tokens; the model's context is {context}",
+            fix="shorten the prompt, clear the history, or use a model with a longer context")
+    return min(room, context - prompt_tokens)
+
+
+def check_sampling(settings: GenerationConfig, seed: int, *, with_logps: bool) -> None:
+    """Refuse what no backend can draw: log-probabilities under beam search, a negative seed."""
+    if with_logps and settings.num_beams > 1:
+        raise CapabilityError("log-probabilities of sampled tokens need num_beams 1", where="num_beams")
+    if seed < 0:
+        raise UserError(f"seed is {seed}; it must not be negative", where="seed")
