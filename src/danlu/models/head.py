@@ -7,7 +7,9 @@ pass; where neither reproduces the model's own logits, the caller lets the model
 Shape legend: R rows, H hidden, V vocabulary, t rows of one tile.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,18 +58,24 @@ class VocabularyHead:
                 hidden_RH, self.module.weight, targets_R, bias_V=self.module.bias, transform=self.transform)
         return self._score(hidden_RH, targets_R, 0.0)
 
+    def logps_and_entropy(self, hidden_RH: Tensor, targets_R: Tensor) -> Tensor:
+        """Return log p(y_t) and the entropy of p of each row, (2, R) float32."""
+        return self._by_tiles(score_with_entropy, hidden_RH, targets_R)
+
     def _score(self, hidden_RH: Tensor, targets_R: Tensor, label_smoothing: float) -> Tensor:
+        return self._by_tiles(partial(score_logits, label_smoothing=label_smoothing), hidden_RH, targets_R)
+
+    def _by_tiles(self, score: Callable[[Tensor, Tensor], Tensor], hidden_RH: Tensor, targets_R: Tensor) -> Tensor:
         """Call the head module on tiles of rows; at least once, so that all its parameters take part everywhere."""
+        def score_tile(hidden_tH: Tensor, targets_t: Tensor) -> Tensor:
+            return score(self.transform.apply(as_logps_dtype(self.module(hidden_tH))), targets_t)
+
         if is_sharded(self.module):  # each call gathers the weight on all ranks, which hold unequal numbers of rows
-            return self._score_tile(hidden_RH, targets_R, label_smoothing)
+            return score_tile(hidden_RH, targets_R)
         size = tile_rows_for(len(hidden_RH), _num_outputs(self.module), hidden_RH.device)
         tiles = zip(hidden_RH.split(size), targets_R.split(size), strict=True)
-        scored = [checkpoint(self._score_tile, h, y, label_smoothing, use_reentrant=False) for h, y in tiles]
-        return torch.cat(scored)
-
-    def _score_tile(self, hidden_tH: Tensor, targets_t: Tensor, label_smoothing: float) -> Tensor:
-        logits_tV = self.transform.apply(as_logps_dtype(self.module(hidden_tH)))
-        return score_logits(logits_tV, targets_t, label_smoothing)
+        scored = [checkpoint(score_tile, h, y, use_reentrant=False) for h, y in tiles]
+        return torch.cat(scored, dim=-1)
 
 
 def score_logits(logits_RV: Tensor, targets_R: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -77,6 +85,13 @@ def score_logits(logits_RV: Tensor, targets_R: Tensor, label_smoothing: float = 
     if not label_smoothing:
         return chosen_R
     return (1.0 - label_smoothing) * chosen_R + label_smoothing * logps_RV.mean(1)
+
+
+def score_with_entropy(logits_RV: Tensor, targets_R: Tensor) -> Tensor:
+    """Return log p(y_t) and -sum_v p(v) log p(v) of each row, (2, R)."""
+    logps_RV = F.log_softmax(as_logps_dtype(logits_RV), dim=-1)
+    entropy_R = -(logps_RV.exp() * logps_RV).sum(-1)
+    return torch.stack([logps_RV.gather(1, targets_R[:, None]).squeeze(1), entropy_R])
 
 
 def as_logps_dtype(values: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from danlu.core.console import notice
 from danlu.models.attention import IMPLEMENTATION, implementation
-from danlu.models.head import score_logits
+from danlu.models.head import score_logits, score_with_entropy
 from danlu.models.padded import PaddedBatch
 from danlu.models.proof import RunPlan, base_of, make_plan, packed_hidden, padded_hidden
 from danlu.models.segments import Segments, in_flight
 from danlu.models.stream_tensors import StreamTensors
 
-Output = Literal["nll_sum", "logps", "hidden"]
+Output = Literal["nll_sum", "logps", "entropy", "hidden"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ class PackedLM(nn.Module):
     def forward(self, stream: StreamTensors, *, output: Output = "nll_sum") -> Tensor:
         """Return sum_t w_t (-log p(y_t)), a float32 scalar; for "logps" every row's log p(y_t), (R,) float32.
 
-        "hidden" gives the body's last hidden states of the rows, (R, H), in the model's dtype; no head is touched.
+        "entropy" gives log p(y_t) and the entropy of each row's distribution, (2, R) float32. "hidden" gives the body's
+        last hidden states of the rows, (R, H), in the model's dtype; no head is touched.
         """
         plan = self._plan or self._decide(stream)
         if output == "hidden":
@@ -62,6 +63,8 @@ class PackedLM(nn.Module):
         if plan.head is None:
             return self._score_by_model(stream, plan, output)
         rows_RH = self._hidden_rows(stream, plan)
+        if output == "entropy":
+            return plan.head.logps_and_entropy(rows_RH, stream.loss_targets)
         if output == "logps":
             return plan.head.logps(rows_RH, stream.loss_targets)
         smoothing = self.label_smoothing if self.training else 0.0
@@ -106,6 +109,8 @@ class PackedLM(nn.Module):
     def _score_by_model(self, stream: StreamTensors, plan: RunPlan, output: Output) -> Tensor:
         """Let the model make its logits; adds its own auxiliary loss (MoE balancing) to the sum."""
         out, logits_RV = self._own_logits(stream, plan)
+        if output == "entropy":
+            return score_with_entropy(logits_RV, stream.loss_targets)
         smoothing = self.label_smoothing if self.training and output == "nll_sum" else 0.0
         scores_R = score_logits(logits_RV, stream.loss_targets, smoothing)
         if output == "logps":

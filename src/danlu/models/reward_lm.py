@@ -5,11 +5,13 @@ The vocabulary head is never computed. `value_head.safetensors` names its tensor
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from danlu.core.errors import CapabilityError, UserError
 from danlu.models.packed_lm import PackedLM
@@ -30,11 +32,7 @@ class RewardLM(nn.Module):
             raise CapabilityError(f"{type(base).__name__} does not part body and head: no value head fits it",
                                   where="model_name_or_path", fix="take another model for stage rm")
         self.lm = lm
-        size = int(base.config.get_text_config().hidden_size)
-        self.value_head = nn.Linear(size, 1, dtype=torch.float32)
-        # Stiennon et al. 2020, appendix B: weights drawn from N(0, 1 / (d + 1)).
-        nn.init.normal_(self.value_head.weight, std=(size + 1) ** -0.5)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head = new_value_head(base)
         _freeze_vocabulary_head(lm.model)
 
     def forward(self, stream: StreamTensors) -> Tensor:
@@ -46,14 +44,29 @@ class RewardLM(nn.Module):
         return rewards.squeeze(-1)
 
 
-def save_value_head(model: RewardLM, folder: Path) -> None:
+class WithValueHead(Protocol):
+    """A network that ends in one number: RewardLM, or a policy with a value network."""
+
+    value_head: nn.Linear
+
+
+def new_value_head(base: PreTrainedModel) -> nn.Linear:
+    """Return a float32 head, weights drawn from N(0, 1 / (d + 1)) (Stiennon et al. 2020, appendix B)."""
+    size = int(base.config.get_text_config().hidden_size)
+    head = nn.Linear(size, 1, dtype=torch.float32)
+    nn.init.normal_(head.weight, std=(size + 1) ** -0.5)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def save_value_head(model: WithValueHead, folder: Path) -> None:
     """Write the head beside the model or adapter. Raises SafetensorError when the disk is full."""
     state = model.value_head.state_dict()
     save_file({name: state[own].detach().cpu().contiguous().clone() for own, name in NAMES.items()},
               folder / VALUE_HEAD, metadata={"format": "pt"})
 
 
-def load_value_head(model: RewardLM, folder: Path) -> None:
+def load_value_head(model: WithValueHead, folder: Path) -> None:
     """Read the head that `save_value_head` wrote. Raises UserError when it is absent or of another size."""
     try:
         state = load_file(folder / VALUE_HEAD)

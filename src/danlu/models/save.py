@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from danlu.core.errors import UserError
 from danlu.models import pissa
+from danlu.models.actor_critic import VALUE, ActorCritic
 from danlu.models.base_identity import write_identity
 from danlu.models.card import CardFacts, write_model_card
 from danlu.models.config import ModelConfig
@@ -71,8 +72,7 @@ class ModelSaver:
                 self._save_adapter(model, folder, exact=dtype is None)
             else:
                 self._save_model(model, folder, dtype)
-            if isinstance(scorer := unwrapped(policy), RewardLM):
-                save_value_head(scorer, folder)
+            self._save_scorer(unwrapped(policy), folder, exact=dtype is None)
         except SafetensorError as error:
             raise as_os_error(error, folder) from error
         if self.template is not None:
@@ -95,10 +95,21 @@ class ModelSaver:
                 _restore_adapter(model, folder)
             else:
                 _restore_model(model, folder)
-            if isinstance(scorer := unwrapped(policy), RewardLM):
+            scorer = unwrapped(policy)
+            if isinstance(scorer, RewardLM):
                 load_value_head(scorer, folder)
+            elif isinstance(scorer, ActorCritic):
+                scorer.load_value(folder / VALUE)
         except (RuntimeError, ValueError, OSError, SafetensorError) as error:
             raise _misfit(folder, str(error).strip().splitlines()[0]) from error
+
+    def _save_scorer(self, policy: nn.Module, folder: Path, *, exact: bool) -> None:
+        """Write the head of a reward model; of a policy with a value network the latter, which only training needs."""
+        if isinstance(policy, RewardLM):
+            save_value_head(policy, folder)
+        elif isinstance(policy, ActorCritic) and exact:
+            (folder / VALUE).mkdir(exist_ok=True)
+            policy.save_value(folder / VALUE)
 
     def _save_model(self, model: PreTrainedModel, folder: Path, dtype: torch.dtype | None) -> None:
         state = None if dtype is None else cast_state(model.state_dict(), dtype)
@@ -169,7 +180,7 @@ def unwrapped(policy: nn.Module) -> nn.Module:
 def stock_model(policy: nn.Module) -> PreTrainedModel | PeftModel:
     """Return the transformers or peft model inside danlu's and the distributed wrappers."""
     module = unwrapped(policy)
-    if isinstance(module, RewardLM):
+    if isinstance(module, (RewardLM, ActorCritic)):
         module = module.lm
     if isinstance(module, PackedLM):
         module = module.model
