@@ -6,7 +6,7 @@ READY  := $(VENV)/.danlu-installed
 # Two workers with one thread each suit two cores better than one worker with two.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: install quickstart check test test-slow test-all bench golden schema clean
+.PHONY: install quickstart check test test-slow test-all bench parity-trl golden schema clean
 
 install: $(READY)
 
@@ -38,6 +38,20 @@ bench: $(READY)
 	$(BIN)/python -m pip install --quiet -e ".[bench]"
 	$(BIN)/python benchmarks/packed_forward.py
 	$(BIN)/python benchmarks/dedup.py
+
+# Other trainers live in environments of their own; torch is capped so that its CPU build serves them all.
+TORCH   := "torch>=2.11,<2.14"
+TRL_ENV := .bench/trl
+
+$(TRL_ENV)/.ready:
+	test -x $(TRL_ENV)/bin/python || $(PYTHON) -m venv $(TRL_ENV)
+	$(TRL_ENV)/bin/python -m pip install --quiet --upgrade pip
+	$(TRL_ENV)/bin/python -m pip install --quiet $(TORCH)
+	$(TRL_ENV)/bin/python -m pip install --quiet "trl==1.16.*" "peft>=0.19,<0.23" $(TORCH)
+	touch $@
+
+parity-trl: $(READY) $(TRL_ENV)/.ready
+	$(PYTEST) -q tests/parity/test_trl_losses.py
 
 golden: $(READY)
 	$(BIN)/python -m pytest -q tests/golden --golden-update
