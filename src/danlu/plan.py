@@ -116,7 +116,7 @@ def _parameter_rows(counts: ModelCounts) -> list[tuple[str, str]]:
 def _memory(config: RunConfig, prepared: Prepared, counts: ModelCounts) -> MemoryEstimate:
     device, engine = _device(config), config.engine
     longest = max((int(one.lengths.max()) for one in prepared.sets()), default=0)
-    tokens = longest * engine.per_device_train_batch_size
+    tokens = max(longest, engine.micro_batch_tokens or longest * engine.per_device_train_batch_size)
     return estimate_memory(
         counts, config.quantization, config.adapter, compute_dtype=run_precision(config).compute_dtype, tokens=tokens,
         logit_rows=min(tokens, tile_rows_for(tokens, counts.vocabulary, device)) if tokens else 0,

@@ -80,7 +80,10 @@ def test_stopped_and_resumed_is_bit_identical(tmp_path: Path, method: str, stop:
     {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
 ])
 def test_micro_batches_and_packing_do_not_change_the_step(tmp_path: Path, keys: dict[str, int]) -> None:
-    """Ten rows, four a step, three steps; packed: five rows of two, two a step. No dropout, file order."""
+    """Ten rows, four a step, three steps; packed: five rows of two, two a step. No dropout, file order.
+
+    AdamW divides by the size of the gradient: where that is near 0 the order of a sum shows, up to 2 % of a step of 5e-3.
+    """
     def plain() -> SFT:
         return SFT(NoKeys(), Models(PackedLM(tiny_model("llama"))))
 
@@ -92,4 +95,4 @@ def test_micro_batches_and_packing_do_not_change_the_step(tmp_path: Path, keys: 
     for other, stage in ((cut, two), (packed, three)):
         assert losses(other) == pytest.approx(losses(reference), abs=1e-5)
         for name, value in trained(one).items():
-            torch.testing.assert_close(trained(stage)[name], value, atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(trained(stage)[name], value, atol=1e-4, rtol=1e-4)

@@ -30,8 +30,12 @@ class EngineConfig(StrictConfig):
     resume_from_checkpoint: str | bool | None = Field(
         None, description="Checkpoint folder to go on from; true takes the newest of output_dir, false none.")
     # length of the run
-    per_device_train_batch_size: int = Field(8, ge=1, description="Examples per device in one forward pass.")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes per optimiser step.")
+    per_device_train_batch_size: int = Field(8, ge=1, description="Examples per device and accumulated batch.")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="Optimiser steps take this many times per_device_train_batch_size examples per device.")
+    micro_batch_tokens: int | None = Field(
+        None, ge=1, description="Tokens of one forward pass, unless a single example is longer; unset: at most those "
+        "of per_device_train_batch_size examples of the step's longest. Never changes which examples a step takes.")
     num_train_epochs: float = Field(3.0, gt=0, description="Passes over the training set; parts of a pass count.")
     max_steps: int = Field(-1, ge=-1, description="Optimiser steps of the whole run; -1 leaves it to num_train_epochs.")
     seed: int = Field(42, ge=0, description="Seed of everything random.")

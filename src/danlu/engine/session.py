@@ -16,6 +16,7 @@ from danlu.engine import checkpoint, distributed, optimizers
 from danlu.engine.config import EngineConfig
 from danlu.engine.evaluate import Examples
 from danlu.engine.hooks import Hook
+from danlu.engine.micro_batches import CPU_TOKENS, MicroBatches
 from danlu.engine.plan import Plan
 from danlu.engine.reporting import Reporter
 from danlu.engine.resume import Saver, check_same_run, fingerprint
@@ -171,7 +172,7 @@ def open_session(config: EngineConfig, run: RunDir, saver: Saver, accelerator: A
     optimizer = accelerator.prepare_optimizer(optimizers.make_optimizer(groups, config))
     schedule = Schedule(optimizer.optimizer, config, plan.total_steps)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    stepper = Stepper(accelerator, stage, stage.models.policy, optimizer, trained, config.per_device_train_batch_size,
+    stepper = Stepper(accelerator, stage, stage.models.policy, optimizer, trained, _cut(config, policy, accelerator),
                       config.max_grad_norm, dataset.origin)
     session = Session(
         config, run, saver, accelerator, stage, policy, dataset, eval_sets, plan, _sampler(config, plan, dataset),
@@ -204,6 +205,13 @@ def _sampler(config: EngineConfig, plan: Plan, dataset: Examples) -> Sampler | S
     seed = config.data_seed if config.data_seed is not None else config.seed
     return Sampler(plan.num_examples, plan.global_batch, seed, not config.disable_shuffling,
                    config.dataloader_drop_last, lengths)
+
+
+def _cut(config: EngineConfig, policy: nn.Module, accelerator: Accelerator) -> MicroBatches:
+    tables = [module for module in policy.modules() if isinstance(module, nn.Embedding)]
+    return MicroBatches(config.per_device_train_batch_size, config.micro_batch_tokens,
+                        width=tables[0].embedding_dim if tables else 0,
+                        most=CPU_TOKENS if accelerator.device.type == "cpu" else None)
 
 
 def _active_parameters(policy: nn.Module) -> int:

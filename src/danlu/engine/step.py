@@ -20,6 +20,7 @@ from danlu.core.console import notice
 from danlu.core.stream import Example
 from danlu.engine.distributed import gather_lists, sum_over_ranks
 from danlu.engine.faults import NonFiniteError
+from danlu.engine.micro_batches import MicroBatches
 from danlu.stages.base import Stage
 
 
@@ -43,7 +44,7 @@ class Stepper:
     policy: nn.Module
     optimizer: Any
     trained: list[nn.Parameter]
-    micro_batch: int
+    micro_batches: MicroBatches
     max_grad_norm: float
     origins: Any
 
@@ -64,7 +65,7 @@ class Stepper:
         return result
 
     def _minibatch(self, minibatch: Sequence[Example], weight: float, step: int, result: StepResult) -> None:
-        parts = [minibatch[i:i + self.micro_batch] for i in range(0, len(minibatch), self.micro_batch)]
+        parts = self.micro_batches.cut(minibatch)
         micros = [self.stage.collate(part) for part in parts]
         tokens = sum(int(micro.input_ids.numel()) for micro in micros)
         own_count = sum(float(self.stage.count(micro)) for micro in micros)
