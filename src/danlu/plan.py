@@ -60,7 +60,8 @@ def plan(config: RunConfig) -> list[Section]:
     sections = [Section("data", _data_rows(prepared))]
     saves = 0
     if prepared.train is not None:
-        steps = Plan.of(config.engine, len(prepared.train), _processes())
+        steps = Plan.of(config.engine, len(prepared.train), _processes(),
+                        batches=prepared.stage.batches_of(prepared.settings))
         saves = _num_saves(config, steps)
         sections.append(Section("steps", _step_rows(config, steps, resumes, saves)))
     sections.append(Section("parameters", _parameter_rows(counts)))

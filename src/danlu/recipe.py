@@ -1,7 +1,7 @@
 """The composition root: the only place that wires configuration, data, models, stage and engine together."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from danlu.core.config import StrictConfig
 from danlu.core.console import notice, say
 from danlu.core.errors import ConfigError, UserError
+from danlu.core.records import Record
 from danlu.core.run_dir import TEMPORARY_PREFIX, RunDir
 from danlu.data.dataset import TokenDataset, build_dataset
 from danlu.data.encode import EncodeContext
@@ -24,6 +25,9 @@ from danlu.engine import trackers
 from danlu.engine.distributed import on_main
 from danlu.engine.evaluate import check_metric
 from danlu.engine.loop import Engine, TrainResult
+from danlu.generation.base import BACKENDS
+from danlu.generation.config import GenerationConfig
+from danlu.models.actor_critic import ActorCritic
 from danlu.models.architecture import context_length, learned_positions
 from danlu.models.card import CardFacts
 from danlu.models.check import check_positions, check_token_ids
@@ -35,18 +39,23 @@ from danlu.models.packed_lm import PackedLM
 from danlu.models.precision import Precision, resolve_precision
 from danlu.models.proof import base_of
 from danlu.models.reference import load_reference
-from danlu.models.save import ModelSaver, load_scoring_head
+from danlu.models.save import ModelSaver, load_scoring_head, stock_model
 from danlu.models.tokenizer import load_tokenizer
 from danlu.models.vocabulary import embedding_rows
+from danlu.rewards.base import RewardContext
+from danlu.rewards.mixture import build_rewards
 from danlu.run_config import RunConfig, stage_settings
 from danlu.stages.base import STAGES, Models, Stage
-from danlu.stages.reference import ReferenceKeys
+from danlu.stages.reference import ReferenceModelKeys
+from danlu.stages.rollouts import RolloutKeys, Rollouts
 from danlu.templates import resolve as resolve_template
 
 CARD_KEYS = (
     "cutoff_len", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "num_train_epochs",
     "max_steps", "lr_scheduler_type", "optim", "seed", "lora_rank", "lora_alpha", "quantization_bit")
 """The hyper-parameters a model card shows when they were given."""
+ROLLOUT_SLOTS = 64
+"""Answers that are sampled side by side."""
 EvalSets = dict[str, TokenDataset]
 
 
@@ -117,6 +126,8 @@ def prepare(config: RunConfig) -> Prepared:
     template.prepare_tokenizer(tokenizer)
     context = EncodeContext(tokenizer, template, config.data)
     train_set, eval_sets = load_data(config, stage, context)
+    if isinstance(train_set, TokenDataset):
+        stage.tell_of(settings, train_set.facts)
     return Prepared(stage, settings, tokenizer, context, train_set, eval_sets)
 
 
@@ -124,14 +135,14 @@ def load_data(
     config: RunConfig, stage: type[Stage], context: EncodeContext,
 ) -> tuple[TokenDataset | TokenStream | None, EvalSets]:
     """Return the encoded training set, or the stream of it, and the evaluation sets by name."""
-    data = config.data
+    data, record = config.data, record_type(config, stage)
     records: Records | None = None
     held_out: Records | None = None
     train_set: TokenDataset | TokenStream | None = None
     if data.streaming and (config.do_train or data.val_size):
-        train_set, held_out = open_stream(data, stage, context, _order(config))
+        train_set, held_out = open_stream(data, stage, context, _order(config), record)
     elif config.do_train or data.val_size:
-        records = load_records(data, stage.record, seed=config.engine.seed)
+        records = load_records(data, record, seed=config.engine.seed)
         if data.val_size:
             records, held_out = split_validation(records, data.val_size, config.engine.seed)
     if records is not None and config.do_train:
@@ -145,6 +156,11 @@ def load_data(
     return train_set, eval_sets
 
 
+def record_type(config: RunConfig, stage: type[Stage]) -> type[Record]:
+    """Return the kind of record that the run reads."""
+    return stage.record_of(stage_settings(config, stage.Config))
+
+
 def _order(config: RunConfig) -> Order:
     keys = config.engine
     shuffling_seed = keys.data_seed if keys.data_seed is not None else keys.seed
@@ -153,11 +169,11 @@ def _order(config: RunConfig) -> Order:
 
 def eval_records(config: RunConfig, stage: type[Stage]) -> Mapping[str, Records]:
     """Return the records of each evaluation set, or of all together under the empty name."""
-    data, seed = config.data, config.engine.seed
+    data, seed, record = config.data, config.engine.seed, record_type(config, stage)
     if not data.eval_on_each_dataset or len(data.eval_dataset) < 2:
-        return {"": load_records(data, stage.record, which="eval", seed=seed)}
+        return {"": load_records(data, record, which="eval", seed=seed)}
     return {Path(name).stem: load_records(
-        data.model_copy(update={"eval_dataset": (name,)}), stage.record, which="eval", seed=seed)
+        data.model_copy(update={"eval_dataset": (name,)}), record, which="eval", seed=seed)
         for name in data.eval_dataset}
 
 
@@ -174,7 +190,44 @@ def build_stage(config: RunConfig, prepared: Prepared, precision: Precision) -> 
         add_embedding_noise(lm, config.engine.neftune_noise_alpha)
     policy = prepared.stage.make_policy(lm)
     load_scoring_head(policy, config.model, needed=not config.do_train)
-    return prepared.stage(prepared.settings, Models(policy, reference=build_reference(config, prepared, precision)))
+    models = Models(policy, reference=build_reference(config, prepared, precision))
+    if "rollouts" in prepared.stage.roles_of(prepared.settings):
+        models.rollouts, models.rewards = build_rollouts(config, prepared, precision, policy)
+    return prepared.stage(prepared.settings, models)
+
+
+def build_rollouts(
+    config: RunConfig, prepared: Prepared, precision: Precision, policy: nn.Module,
+) -> tuple[Rollouts, Sequence[nn.Module]]:
+    """Return what samples answers and rewards them, and the networks that score; refuse rewards that do not fit."""
+    keys, template = prepared.settings, prepared.context.template
+    assert isinstance(keys, RolloutKeys) and template is not None
+    settings = sampling_settings(config)
+    model = stock_model(policy)
+    longest = config.data.cutoff_len + settings.max_new_tokens
+    rewards = build_rewards(keys, RewardContext(
+        prepared.tokenizer, template, model, config.model, config.quantization, config.adapter,
+        compute_dtype=precision.compute_dtype, max_length=longest,
+        micro_batch=config.engine.per_device_train_batch_size,
+        device=lambda: next(iter(model.parameters())).device))
+    source = keys.value_source()
+    if isinstance(policy, ActorCritic) and config.do_train and source is not None:
+        policy.begin_value_at(Path(source).expanduser())
+    generator = BACKENDS[settings.infer_backend](
+        model, prepared.tokenizer, template.stop_token_ids(prepared.tokenizer), batch_size=ROLLOUT_SLOTS)
+    return Rollouts(generator, settings, rewards), rewards.networks
+
+
+def sampling_settings(config: RunConfig) -> GenerationConfig:
+    """Return how answers are sampled for training: by the policy itself, unless the keys say otherwise."""
+    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "do_sample": True}
+    unset = {key: value for key, value in plain.items() if config.origins.get(key, "default") == "default"}
+    settings = config.generation.model_copy(update=unset)
+    bent = [f"{key} {getattr(settings, key):g}" for key, value in plain.items() if getattr(settings, key) != value]
+    if bent or settings.repetition_penalty != 1.0:
+        notice(f"answers are sampled with {', '.join(bent) or 'repetition_penalty'}: the losses take them as the "
+               "policy's own, so that what sampling leaves out is learnt less exactly")
+    return settings
 
 
 def check_fits(model: nn.Module, prepared: Prepared) -> None:
@@ -191,7 +244,7 @@ def build_reference(config: RunConfig, prepared: Prepared, precision: Precision)
     keys = prepared.settings
     if "reference" not in prepared.stage.roles_of(keys):
         return None
-    assert isinstance(keys, ReferenceKeys)
+    assert isinstance(keys, ReferenceModelKeys)
     set_seed(config.engine.seed)  # new rows of a resized vocabulary are drawn as the policy's were
     reference = load_reference(
         config.model, config.quantization, config.adapter, name=keys.ref_model, adapters=keys.ref_model_adapters,

@@ -44,6 +44,7 @@ def build() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "danlu run configuration", "type": "object", "additionalProperties": False,
         "properties": properties,
+        "x-sampling-stages": [name for name in STAGES if "rollouts" in STAGES[name].roles],
     }
 
 
@@ -94,9 +95,6 @@ def _add_known(properties: dict[str, Any]) -> None:
         if name in key_scope.FOREIGN_DEFAULTS:
             part["x-foreign-default"] = key_scope.FOREIGN_DEFAULTS[name]
         _put(properties, name, part)
-    for name, stage in key_scope.LATER_STAGES.items():
-        if name not in properties:
-            _put(properties, name, _known("no_effect", f"stage:{stage}", f"it is a key of stage {stage}"))
     for old, new in key_names.RENAMED.items():
         _put(properties, old, _alias(f"Older or foreign name of {new}.", new))
     for old in sorted(key_names.ONLY_OLD - set(key_scope.OUT_OF_SCOPE)):

@@ -2,7 +2,6 @@
 
 `NO_EFFECT`: accepted with a notice, because the run is what its author wants without the key.
 `OUT_OF_SCOPE`: refused, because ignoring the key would give another run than the one its author wants.
-`LATER_STAGES`: keys of stages that this version does not have yet.
 """
 
 
@@ -158,10 +157,4 @@ REFUSED_VALUES: dict[str, dict[str, str]] = {
             "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "adamw_apex_fused",
         ), "only the optimisers of torch and bitsandbytes are in scope"),
     },
-    "stage": {name: f"the stage {name} {_LATER}" for name in ("ppo", "grpo")},
 }
-
-LATER_STAGES: dict[str, str] = _table({
-    "ppo": "ppo_buffer_size ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards reward_model "
-           "reward_model_adapters reward_model_quantization_bit reward_model_type",
-})

@@ -52,9 +52,12 @@ def _reason(key: str, values: dict[str, Any], verb: str, stage: str) -> str:
 
 def _read_by(key: str, owner: str, values: dict[str, Any], verb: str) -> bool:
     if owner == "generation" and verb in ("train", "plan"):
-        return bool(values.get("predict_with_generate") or values.get("do_predict"))
+        samples = values.get("stage", "sft") in schema.sampling_stages()
+        return samples or bool(values.get("predict_with_generate") or values.get("do_predict"))
     return owner.startswith("stage:") or owner in OWNERS[verb] or key in BESIDES.get(verb, ())
 
 
 def _meets(value: Any, wanted: list[Any]) -> bool:
-    return any(bool(value) and value != "no" if one is True else value == one for one in wanted)
+    """Return whether a key has one of the wanted values, a list when one of its parts has."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    return any(bool(value) and value != "no" if one is True else one in parts for one in wanted)

@@ -3,7 +3,7 @@
 The schema is a JSON Schema (draft 2020-12) with notes of our own: `x-owner` (which part reads the key), `x-status`
 (active, no_effect, out_of_scope), `x-notice` (the sentence that goes with it), `x-alias-of`, `x-refused` (values that
 are known but out of scope), `x-foreign-default` (the value of an out-of-scope key that asks for nothing),
-`x-only-with`, `x-idle-stages`.
+`x-only-with`, `x-idle-stages`; at its root `x-sampling-stages` (stages that train on answers of their own).
 """
 
 import json
@@ -35,6 +35,11 @@ def stages_of(spec: Spec) -> tuple[str, ...]:
     """Return the stages that own a key, `stage:dpo kto` for two; none when another part reads it."""
     owner: str = spec["x-owner"]
     return tuple(owner.removeprefix("stage:").split()) if owner.startswith("stage:") else ()
+
+
+def sampling_stages() -> tuple[str, ...]:
+    """Return the stages that sample answers while they train."""
+    return tuple(load_schema()["x-sampling-stages"])
 
 
 def is_known(name: str) -> bool:

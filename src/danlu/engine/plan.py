@@ -27,9 +27,13 @@ class Plan:
     eval_from: int
 
     @classmethod
-    def of(cls, config: EngineConfig, num_examples: int, world_size: int = 1) -> Self:
-        """Work out the plan; refuse an empty data set and a schedule that never steps."""
-        global_batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * world_size
+    def of(cls, config: EngineConfig, num_examples: int, world_size: int = 1, *, batches: int = 1) -> Self:
+        """Work out the plan; refuse an empty data set and a schedule that never steps.
+
+        batches  how many batches a step takes at once, for stages that update several times on one collection
+        """
+        batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * world_size
+        global_batch = batch * batches
         if num_examples == 0:
             raise ConfigError("the training set is empty", fix="check dataset, max_samples and val_size")
         if config.dataloader_drop_last and num_examples < global_batch:

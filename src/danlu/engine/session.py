@@ -129,8 +129,6 @@ class Session:
         """Give the plain modules back to the stage and finish the trackers."""
         models = self.stage.models
         models.policy = self.accelerator.unwrap_model(models.policy, keep_fp32_wrapper=False)
-        if models.value is not None:
-            models.value = self.accelerator.unwrap_model(models.value, keep_fp32_wrapper=False)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.free_memory()
@@ -159,7 +157,7 @@ def open_session(config: EngineConfig, run: RunDir, saver: Saver, accelerator: A
     distributed.on_main(accelerator, lambda: checkpoint.remove_leftovers(run))
     folder = distributed.on_main(accelerator, lambda: checkpoint.find_resume(
         run, config.resume_from_checkpoint, overwrite=config.overwrite_output_dir))
-    plan = Plan.of(config, len(dataset), accelerator.num_processes)
+    plan = Plan.of(config, len(dataset), accelerator.num_processes, batches=stage.batches_of(stage.config))
     distributed.seed_everything(config.seed + accelerator.process_index)
     policy = stage.models.policy
     state = TrainerState() if folder is None else TrainerState.from_json(checkpoint.load_state(folder))
@@ -193,8 +191,6 @@ def _place(stage: Stage, accelerator: Accelerator, config: EngineConfig) -> None
         models.policy.compile(backend=config.torch_compile_backend or "inductor", mode=config.torch_compile_mode)
     models.policy.train()
     models.policy = distributed.wrap(accelerator, models.policy)
-    if models.value is not None:
-        models.value = distributed.wrap(accelerator, models.value.train())
     place_frozen(stage, accelerator)
 
 
@@ -223,9 +219,11 @@ def _active_parameters(policy: nn.Module) -> int:
 
 def _announce(session: Session, folder: Path | None) -> None:
     plan, config = session.plan, session.config
+    batches = session.stage.batches_of(session.stage.config)
+    buffered = f" x {batches} batches" if batches > 1 else ""
     say(f"training: {plan.num_examples} examples, {plan.global_batch} per step "
         f"({config.per_device_train_batch_size} x {config.gradient_accumulation_steps} accumulated x "
-        f"{session.accelerator.num_processes} processes), {plan.steps_per_epoch} steps per epoch, "
+        f"{session.accelerator.num_processes} processes{buffered}), {plan.steps_per_epoch} steps per epoch, "
         f"{plan.total_steps} steps on {session.accelerator.device}")
     if folder is not None:
         notice(f"resuming from {folder} at step {session.state.global_step} of {plan.total_steps} "

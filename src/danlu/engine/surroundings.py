@@ -17,10 +17,8 @@ def surroundings(accelerator: Accelerator, micro_batch: int, *, seed: int, folde
 def place_frozen(stage: Stage, accelerator: Accelerator) -> None:
     """Put reference and reward networks on the device, in the precision of the policy's forward pass."""
     models = stage.models
-    for frozen in (models.reference, models.reward):
-        if frozen is not None:
-            frozen.eval().requires_grad_(False)
     if models.reference is not None:
+        models.reference.eval().requires_grad_(False)
         models.reference = accelerator.prepare_model(models.reference, evaluation_mode=True)
-    if models.reward is not None:
-        models.reward = accelerator.prepare_model(models.reward, evaluation_mode=True)
+    for network in models.rewards:
+        network.eval().requires_grad_(False).to(accelerator.device)

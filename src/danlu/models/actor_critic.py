@@ -7,6 +7,7 @@ One module, so that one optimiser, one distributed wrapper and one checkpoint ho
 """
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,7 @@ from danlu.models.stream_tensors import StreamTensors
 
 VALUE = "value"
 WEIGHTS = "value.safetensors"
-Parts = Literal["all", "policy", "value"]
+Part = Literal["logps", "entropy", "values"]
 
 
 class ActorCritic(nn.Module):
@@ -48,10 +49,16 @@ class ActorCritic(nn.Module):
         nn.init.zeros_(self.value_head.weight)
         self._freeze_what_no_value_reads()
 
-    def forward(self, stream: StreamTensors, *, parts: Parts = "all") -> tuple[Tensor, ...]:
-        """Return (logps_R, entropies_R, values_R), float32; "policy" the first two alone, "value" the last alone."""
-        policy = () if parts == "value" else tuple(self.lm(stream, output="entropy").unbind(0))
-        return policy if parts == "policy" else (*policy, self._values(stream))
+    def forward(self, stream: StreamTensors, *, wanted: Sequence[Part]) -> tuple[Tensor, ...]:
+        """Return the wanted numbers of each supervised row in their order, each (R,) float32."""
+        found: dict[Part, Tensor] = {}
+        if "entropy" in wanted:
+            found["logps"], found["entropy"] = self.lm(stream, output="entropy").unbind(0)
+        elif "logps" in wanted:
+            found["logps"] = self.lm(stream, output="logps")
+        if "values" in wanted:
+            found["values"] = self._values(stream)
+        return tuple(found[part] for part in wanted)
 
     def _values(self, stream: StreamTensors) -> Tensor:
         if self.critic is not None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from danlu.core.config import StrictConfig
 from danlu.core.records import Record
 from danlu.core.registry import Registry
-from danlu.core.stream import Example
+from danlu.core.stream import Example, FloatArray
 from danlu.data.config import DataConfig
 from danlu.data.encode import EncodeContext, Encoded
 from danlu.models.packed_lm import PackedLM
@@ -27,12 +27,16 @@ from danlu.models.stream_tensors import StreamTensors
 
 @dataclass(slots=True)
 class Models:
-    """The networks a stage works with. The engine replaces `policy` by its distributed wrapper."""
+    """The networks a stage works with. The engine replaces `policy` by its distributed wrapper.
+
+    rewards   frozen networks that score answers
+    rollouts  `stages.rollouts.Rollouts`, for stages that train on answers of their own
+    """
 
     policy: nn.Module
     reference: nn.Module | None = None
-    value: nn.Module | None = None
-    reward: nn.Module | None = None
+    rewards: Sequence[nn.Module] = ()
+    rollouts: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,10 @@ class Surroundings:
     folder: Path | None = None
     is_main: bool = True
 
+    def total(self, values: list[float]) -> list[float]:
+        """Return sums over the processes that have a share of the batch."""
+        return self.sum_over_ranks([value if self.counts else 0.0 for value in values])
+
 
 class NoKeys(StrictConfig):
     """A stage without keys of its own."""
@@ -86,9 +94,23 @@ class Stage(ABC):
         self.surroundings = Surroundings()
 
     @classmethod
+    def record_of(cls, config: Any) -> type[Record]:  # type: ignore[valid-type]
+        """Return the kind of record that a run with this Config reads."""
+        return cls.record
+
+    @classmethod
     def roles_of(cls, config: Any) -> tuple[str, ...]:
         """Return the networks that a run with this Config needs."""
         return cls.roles
+
+    @classmethod
+    def batches_of(cls, config: Any) -> int:
+        """Return how many batches one step of the loop takes from the data set at once."""
+        return 1
+
+    @classmethod
+    def tell_of(cls, config: Any, facts_NF: FloatArray) -> None:  # noqa: B027
+        """Tell the user what the facts of the training set mean for the run; nothing for most stages."""
 
     @staticmethod
     def make_policy(lm: PackedLM) -> nn.Module:

@@ -13,22 +13,28 @@ from danlu.core.config import StrictConfig
 from danlu.core.key_types import CommaList
 from danlu.core.stream import Example
 from danlu.losses.dpo import length_desensitised
+from danlu.models.adapter_switch import using_adapter
 from danlu.models.proof import evaluating
 from danlu.models.save import stock_model
 from danlu.models.stream_tensors import StreamTensors
 from danlu.stages.base import Models, Stage
 
 
-class ReferenceKeys(StrictConfig):
-    """Keys of every stage that compares the policy with a reference."""
+class ReferenceModelKeys(StrictConfig):
+    """Keys that say which model the policy is compared with."""
 
-    pref_beta: float = Field(0.1, gt=0, description="Strength of the pull towards the reference (beta; IPO's tau).")
     ref_model: str | None = Field(
         None, description="Folder of the reference model; unset: the policy as it starts training.")
     ref_model_adapters: CommaList = Field((), description="Adapters of the reference, merged in this order.")
     ref_model_quantization_bit: int | None = Field(
         None, description="Bits the reference is held in; unset: those of the policy, 16 or 32 for a ref_model.",
         json_schema_extra={"enum": [4, 8, None]})
+
+
+class ReferenceKeys(ReferenceModelKeys):
+    """Keys of stages that learn from given answers, weighed against a reference."""
+
+    pref_beta: float = Field(0.1, gt=0, description="Strength of the pull towards the reference (beta; IPO's tau).")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,7 @@ def reference_of(models: Models) -> Iterator[nn.Module]:
     inner = stock_model(models.policy)
     if not isinstance(inner, PeftModel):
         raise TypeError("a policy without adapter needs a reference of its own")
-    with evaluating(models.policy), inner.disable_adapter():
+    with evaluating(models.policy), using_adapter(inner, None):
         yield models.policy
 
 

@@ -1,0 +1,143 @@
+"""Answers sampled from the policy, and their rewards: what ppo and grpo share before any gradient.
+
+Shape legend: B prompts, N answers of each, R response tokens of the whole batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from danlu.core.stream import Example
+from danlu.data.encode_prompts import read_note
+from danlu.generation.base import Completion, Generator
+from danlu.generation.config import GenerationConfig
+from danlu.models.stream_tensors import StreamTensors
+from danlu.rewards.base import Answer
+from danlu.rewards.config import RewardKeys
+from danlu.rewards.mixture import Rewards, RewardTable
+from danlu.stages.base import Surroundings
+from danlu.stages.reference import ReferenceModelKeys
+
+Row = NDArray[np.float32]
+
+
+class RolloutKeys(RewardKeys, ReferenceModelKeys):
+    """Keys of every stage that trains on answers of its own."""
+
+    missing_eos_penalty: float = Field(
+        0.0, ge=0, description="Taken off the reward of an answer that the limit of length ends.")
+    rollout_log_samples: int = Field(
+        8, ge=-1, description="Answers of each step that rollouts.jsonl keeps; -1 for all, 0 for none.")
+
+    def value_source(self) -> str | None:
+        """Return the trained reward model that a value network may start as; None where there is not exactly one."""
+        is_one = len(self.reward_model) == 1 and self.reward_model_type[0] in ("lora", "full")
+        return self.reward_model[0] if is_one and not self.reward_model_adapters else None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled answer with its prompt.
+
+    example  prompt and answer as one segment, the answer trained; `index` is the prompt's data-set position
+    answer   what the rewards read
+    logps    log pi(token) while it was sampled, one for each token of the answer
+    sample   which of the prompt's answers this is
+    """
+
+    example: Example
+    answer: Answer
+    logps: Row
+    sample: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of the answer."""
+        return len(self.answer.ids)
+
+
+class Rollouts:
+    """Samples answers and has them rewarded."""
+
+    def __init__(self, generator: Generator, settings: GenerationConfig, rewards: Rewards) -> None:
+        self._generator, self._settings, self._rewards = generator, settings, rewards
+
+    def sample(self, prompts: Sequence[Example], samples: int, around: Surroundings) -> list[Rollout]:
+        """Return `samples` answers of each prompt, those of one prompt side by side.
+
+        Answer j of the prompt at data-set position i in step s draws from the random stream (seed, s, i, j).
+        """
+        keys = [(around.seed, around.step, prompt.index) for prompt in prompts]
+        found = self._generator.sample(
+            [prompt.input_ids.tolist() for prompt in prompts], self._settings, keys=keys, samples=samples)
+        return [rollout_of(prompt, completion, sample) for prompt, completions in zip(prompts, found, strict=True)
+                for sample, completion in enumerate(completions)]
+
+    def reward(self, rollouts: Sequence[Rollout]) -> RewardTable:
+        """Return the reward of each answer, and what each source gave."""
+        return self._rewards.score([one.answer for one in rollouts])
+
+
+def rollout_of(prompt: Example, completion: Completion, sample: int) -> Rollout:
+    """Join a prompt with one of its answers."""
+    messages, extra, origin = read_note(prompt.note)
+    ids = np.concatenate([prompt.input_ids, np.array(completion.ids, np.int64)])
+    trained = np.arange(len(ids)) >= len(prompt.input_ids)
+    assert completion.logps is not None
+    answer = Answer(tuple(prompt.input_ids.tolist()), completion.ids, completion.text, messages, extra,
+                    completion.finish_reason == "stop", origin)
+    return Rollout(Example(ids, trained, index=prompt.index), answer, np.array(completion.logps, np.float32), sample)
+
+
+def with_tracks(rollout: Rollout, *tracks: Row, weight: float = 1.0) -> Example:
+    """Return the example that a loss sees: one number of each track for each token of the answer.
+
+    weight  scale of every token's loss; 0 leaves the answer out
+    """
+    example, start = rollout.example, len(rollout.answer.prompt_ids)
+    laid = np.zeros((len(tracks), len(example.input_ids)), np.float32)
+    laid[:, start:] = np.stack(tracks)
+    weights = None if weight == 1.0 else np.full(len(example.input_ids), weight, np.float32)
+    return replace(example, tracks=laid, weights=weights)
+
+
+def weightless(example: Example) -> Example:
+    """Return the example with every token's loss scaled to 0."""
+    return replace(example, weights=np.zeros(len(example.input_ids), np.float32))
+
+
+def mask_of(rollouts: Sequence[Rollout]) -> Tensor:
+    """Return (B, T) bool: where an answer has a token."""
+    lengths_B = torch.tensor([one.length for one in rollouts])
+    return torch.arange(int(lengths_B.max()))[None, :] < lengths_B[:, None]
+
+
+def padded(rows: Sequence[Row]) -> Tensor:
+    """Return rows of different lengths as (B, T) float32, right-padded with 0."""
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)
+
+
+def unpadded(table_BT: Tensor, rollouts: Sequence[Rollout]) -> list[Row]:
+    """Return the row of each answer without its padding."""
+    return [row[:one.length].numpy() for row, one in zip(table_BT, rollouts, strict=True)]
+
+
+
+def token_scores(score: Callable[[StreamTensors], Sequence[Tensor]], rollouts: Sequence[Rollout],
+                 around: Surroundings) -> list[list[Row]]:
+    """Return, for each tensor (R,) that `score` gives, its part for each answer, without gradient."""
+    columns: list[list[Row]] = []
+    for start in range(0, len(rollouts), around.micro_batch):
+        part = rollouts[start:start + around.micro_batch]
+        with torch.no_grad():
+            tensors = score(StreamTensors.of([one.example for one in part]).to(around.device))
+        columns = columns or [[] for _ in tensors]
+        for column, tensor in zip(columns, tensors, strict=True):
+            column += [row.numpy() for row in tensor.float().cpu().split([one.length for one in part])]
+    return columns
