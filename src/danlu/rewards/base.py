@@ -1,6 +1,5 @@
 """What a reward is: a number for each answer. A source is one file that registers itself; mixtures add them up."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from danlu.core.registry import Registry
 from danlu.models.config import AdapterConfig, ModelConfig, QuantizationConfig
 from danlu.rewards.config import RewardKeys
 from danlu.templates.base import ChatTemplate
+
+LARGEST = 3.4e38  # beyond it a float32 is infinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def checked(what: str, answers: Sequence[Answer], scores: Sequence[Any], fix: st
         if isinstance(score, str) or not isinstance(score, int | float):
             raise RewardError(f"the reward of {describe(answer)} is {score!r:.80}, which is no number",
                               where=what, fix=fix)
-        if not math.isfinite(score):
+        if not abs(score) <= LARGEST:
             raise RewardError(f"the reward of {describe(answer)} is {score}", where=what, fix=fix)
     return [float(score) for score in scores]
 
