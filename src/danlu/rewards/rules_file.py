@@ -31,7 +31,7 @@ def read_rules(source: str, kinds: Mapping[str, type[R]]) -> list[Read[R]]:
     text, name = _text(source)
     fix = "write a list: `- regex: ...`, one rule an item"
     try:
-        loader = yaml.SafeLoader(text)
+        loader = yaml.BaseLoader(text)  # everything is text, `yes` too; the rules know which keys are numbers
         node = loader.get_single_node()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -51,7 +51,7 @@ def _text(source: str) -> tuple[str, str]:
     return path.read_text(encoding="utf-8"), str(path)
 
 
-def _rule(loader: yaml.SafeLoader, node: yaml.Node, name: str, kinds: Mapping[str, type[R]]) -> Read[R]:
+def _rule(loader: yaml.BaseLoader, node: yaml.Node, name: str, kinds: Mapping[str, type[R]]) -> Read[R]:
     where = f"{name}:{node.start_mark.line + 1}"
     known = ", ".join(kinds)
     if not isinstance(node, yaml.MappingNode):
@@ -73,7 +73,7 @@ def _rule(loader: yaml.SafeLoader, node: yaml.Node, name: str, kinds: Mapping[st
                           fix=_known_keys(key, kind)) from None
 
 
-def _entries(loader: yaml.SafeLoader, node: yaml.MappingNode, name: str) -> tuple[dict[str, Any], dict[str, int]]:
+def _entries(loader: yaml.BaseLoader, node: yaml.MappingNode, name: str) -> tuple[dict[str, Any], dict[str, int]]:
     """Return a map's values and the line of each key."""
     values: dict[str, Any] = {}
     lines: dict[str, int] = {}
