@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from danlu.core.console import forget_notices
 from danlu.core.errors import ConfigError
 from danlu.core.records import Feedback, Message, Origin, Preference
 from danlu.core.stream import Example
@@ -22,12 +23,10 @@ from danlu.data.encode_answers import (
     with_mismatched,
 )
 from danlu.models.packed_lm import PackedLM
-from danlu.models.reward_lm import RewardLM
 from danlu.run_config import load_run_config, stage_settings
 from danlu.stages.base import Models, Stage
 from danlu.stages.dpo import DPO, DPOConfig
 from danlu.stages.kto import KTO, KTOConfig
-from danlu.stages.rm import RM, RMConfig
 from danlu.templates import resolve as resolve_template
 from tests.tiny import CHATML, tiny_model, tiny_tokenizer
 
@@ -191,6 +190,34 @@ def test_kto_is_the_naive_loop() -> None:
             assert total_of(stage, examples, micro_batch) == pytest.approx(expected, rel=2e-5)
 
 
+def test_pref_ftx_of_kto_counts_desirable_answers_only() -> None:
+    """It adds pref_ftx times the mean token NLL of the two good answers; the bad one's text is not imitated."""
+    examples = make_examples([[(5, 7), (5, 3)], [(2, 4), (2, 9)], [(8, 1), (8, 6)]], [(1.0,), (0.0,), (1.0,)])
+    policy, reference = doubled(1), doubled(2)
+
+    def run(**keys: float) -> float:
+        return total_of(KTO(KTOConfig(**keys), Models(PackedLM(policy), reference=PackedLM(reference))), examples, 2)
+
+    nll = -sum(sum(p := naive_logps(policy, one)[0]) / len(p) for one in examples if one.facts[0])
+    assert run(pref_ftx=0.5) - run() == pytest.approx(0.5 * nll, rel=1e-4)
+
+
+def test_kto_tells_the_share_of_its_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    """One label only is warned of; 8 good to 2 bad at equal weights is 4 to 1: lambda_D 0.25 to 0.333 mends it."""
+    def told(good: int, bad: int, **keys: float) -> str:
+        forget_notices()
+        facts = np.array([[1.0]] * good + [[0.0]] * bad, np.float32)
+        KTO.tell_of(KTOConfig(**keys), facts)
+        return capsys.readouterr().err
+
+    assert "warning: all answers are desirable" in told(3, 0) and "warning: all answers are undes" in told(0, 3)
+    skewed = told(8, 2)
+    assert "8 desirable and 2 undesirable answers (80 % desirable)" in skewed
+    assert "weigh 4 times" in skewed and "kto_chosen_weight 0.25 to 0.333" in skewed
+    for balanced in (told(5, 5), told(8, 2, kto_chosen_weight=0.3), told(8, 2, kto_rejected_weight=3.5)):
+        assert "notice" not in balanced and "warning" not in balanced
+
+
 def test_a_process_without_a_share_leaves_the_baseline_alone() -> None:
     """Its stand-in example is summed with weight 0."""
     examples = make_examples([[(5, 7), (5, 3)]], [(1.0,)])
@@ -210,53 +237,6 @@ def test_kto_reports_means_of_each_class() -> None:
     assert told == {"kl": 0.1, "rewards/chosen": 2.0, "logps/chosen": 4.0, "rewards/rejected": 2.0,
                     "logps/rejected": 2.0, "rewards/margins": 0.0}
     assert "rewards/rejected" not in stage.report({"share/desirable": 1.0, "rewards/chosen": 1.0, "logps/chosen": 1.0})
-
-
-def naive_rewards(scorer: RewardLM, body: nn.Module, one: Example) -> list[float]:
-    """Return w . h + b of the last token of each segment, from the model's own hidden states."""
-    found, start = [], 0
-    for length in one.lengths:
-        ids = torch.tensor(one.input_ids[start:start + length])[None]
-        with torch.no_grad():
-            hidden = body(ids, output_hidden_states=True).hidden_states[-1][0, -1]
-            found.append(float(hidden.double() @ scorer.value_head.weight[0].double()))
-        start += length
-    return found
-
-
-@pytest.mark.parametrize("kind", ["ranking", "pointwise"])
-def test_rm_is_the_naive_loop(kind: str) -> None:
-    """Groups of 2, 4 and 3 answers: all pairs of a group averaged, groups summed; pointwise: one good, the rest bad."""
-    model = tiny_model("llama", seed=1)
-    scorer = RewardLM(PackedLM(model))
-    examples = make_examples([[(5, 7), (5, 3)], [(2, 4), (2, 9), (2, 1), (2, 5)], [(8, 1), (8, 6), (8, 2)]])
-    expected = 0.0
-    for one in examples:
-        r = naive_rewards(scorer, model, one)
-        if kind == "ranking":
-            pairs = [(r[i], r[j]) for i in range(len(r)) for j in range(i + 1, len(r))]
-            expected += sum(-log_sigmoid(w - lo - 0.2) + 0.1 * (w + lo) ** 2 for w, lo in pairs) / len(pairs)
-        else:
-            expected -= (log_sigmoid(r[0]) + sum(log_sigmoid(-bad) for bad in r[1:])) / len(r)
-    keys = RMConfig(rm_loss=kind, rm_margin=0.2, rm_centre=0.1)
-    for micro_batch in (1, 2, 3):
-        assert total_of(RM(keys, Models(scorer)), examples, micro_batch) == pytest.approx(expected, rel=1e-4)
-
-
-def test_rm_tells_accuracy_and_margin() -> None:
-    """Counted by hand from the rewards of a group of three; the vocabulary head gets no gradient."""
-    scorer = RewardLM(PackedLM(model := tiny_model("llama", seed=1)))
-    one = make_examples([[(5, 7), (5, 3), (5, 5)]])[0]
-    r = naive_rewards(scorer, model, one)
-    leads = [r[0] - r[1], r[0] - r[2], r[1] - r[2]]
-    stage = RM(RMConfig(), Models(scorer))
-    told = stage.loss(stage.collate([one]))
-    told.total.backward()
-    assert float(told.metrics["accuracy"]) == pytest.approx(sum(lead > 0 for lead in leads) / 3)
-    assert float(told.metrics["margin"]) == pytest.approx(sum(leads) / 3, abs=1e-5)
-    assert float(told.metrics["rewards/rejected"]) == pytest.approx((r[1] + r[2]) / 2, abs=1e-5)
-    assert model.lm_head.weight.grad is None and not model.lm_head.weight.requires_grad
-    assert scorer.value_head.weight.grad is not None
 
 
 def context(**keys: object) -> EncodeContext:

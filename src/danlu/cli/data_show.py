@@ -100,7 +100,7 @@ def _views(config: RunConfig, prepared: "Prepared", dataset: "TokenDataset", wor
         for index in _within(chosen, len(dataset), "example", words):
             yield lens.example(dataset[index], f"example {index + 1} ({dataset.origin(index)})")
         return
-    records = load_records(config.data, prepared.stage.record, seed=config.engine.seed)
+    records = load_records(config.data, prepared.stage.record_of(prepared.settings), seed=config.engine.seed)
     for index in _within(chosen, len(records), "row", words):
         record = records[index]
         yield from view_record(record, prepared.stage.encode, prepared.context, lens,

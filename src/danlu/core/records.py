@@ -1,4 +1,4 @@
-"""The five kinds of record that data formats produce and stages consume. Knows nothing of tokens."""
+"""The six kinds of record that data formats produce and stages consume. Knows nothing of tokens."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -47,12 +47,13 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """One prompt with two or more answers, best first."""
+    """One prompt with two or more answers, best first; `margin` is the lead of the better, where the data say it."""
 
     prompt: tuple[Message, ...]
     answers: tuple[Message, ...]
     origin: Origin
     tools: tuple[dict[str, Any], ...] = ()
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,17 @@ class Feedback:
 
 
 @dataclass(frozen=True, slots=True)
+class Graded:
+    """One prompt with one or more answers, the first `num_good` of them good and the others bad."""
+
+    prompt: tuple[Message, ...]
+    answers: tuple[Message, ...]
+    num_good: int
+    origin: Origin
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """Messages to be answered; `extra` carries what a reward needs, a reference answer for instance."""
 
@@ -73,4 +85,4 @@ class Prompt:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-Record = Text | Conversation | Preference | Feedback | Prompt
+Record = Text | Conversation | Preference | Feedback | Graded | Prompt

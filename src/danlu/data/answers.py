@@ -1,5 +1,6 @@
 """The answers of preference data: a chosen and rejected ones, or a list with ranks or scores; the best comes first."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -71,6 +72,17 @@ def ranked_answers(row: Mapping[str, Any], layout: Layout, asked: Dialogue, *, i
             raise RowProblem(f"/{name}", "answers without order", "ranks or scores, beside the list or in its elements")
         return asked, tuple(turns)
     return asked, tuple(turns[index] for index in order)
+
+
+def margin_at(row: Any, layout: Layout) -> float | None:
+    """Return by how much the better answer beats the other, where the row has a number for it; null says nothing."""
+    name = first_present(row, layout.column("margin", "margin")) if isinstance(row, Mapping) else None
+    if name is None or row[name] is None:
+        return None
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise RowProblem(f"/{name}", kind_of(value), "a number of 0 or more")
+    return float(value)
 
 
 def check_answers(turns: Sequence[Turn]) -> tuple[Message, ...]:

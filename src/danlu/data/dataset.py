@@ -100,6 +100,12 @@ class TokenDataset(Sequence[Example]):
         return self._columns["ids"].lengths()
 
     @property
+    def facts(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        """What the stage knows of each example beside its tokens, (N, F)."""
+        flat = self._columns["facts"].flat
+        return np.asarray(flat).reshape(len(self), -1)
+
+    @property
     def max_token_id(self) -> int:
         """The largest token id of the set."""
         return int(self.meta["max_token_id"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from danlu.core.errors import ConfigError, DataError
-from danlu.core.records import Conversation, Feedback, Message, Preference
+from danlu.core.records import Conversation, Feedback, Graded, Message, Preference
 from danlu.core.stream import Example
 from danlu.data.config import DataConfig
 from danlu.data.encode import EncodeContext
@@ -36,9 +36,21 @@ def encode_preferences(records: Sequence[Preference], context: EncodeContext) ->
 
     Errors: DataError with the row's origin for a dialogue that the template cannot express.
     """
-    return _encode([Answered(tuple(
-        Conversation((*_unweighted(one.prompt), *_unweighted([answer])), one.origin, one.tools)
-        for answer in one.answers)) for one in records], context)
+    return _encode([Answered(_talks(one)) for one in records], context)
+
+
+def encode_judged(records: Sequence[Preference | Graded], context: EncodeContext) -> list[Encoded]:
+    """Encode each prompt with its answers, best first; facts: margin of the preference, number of good answers.
+
+    Margins that the data give are counted in the ledger. Errors as of `encode_preferences`.
+    """
+    groups = []
+    for one in records:
+        margin = None if isinstance(one, Graded) else one.margin
+        if margin is not None:
+            context.ledger.count(one.origin.source, "with a margin")
+        groups.append(Answered(_talks(one), (margin or 0.0, float(one.num_good if isinstance(one, Graded) else 1))))
+    return _encode(groups, context)
 
 
 def encode_feedback(records: Sequence[Feedback], context: EncodeContext) -> list[Encoded]:
@@ -97,6 +109,12 @@ class WithMismatched(Sequence[Example]):
 def with_mismatched(encoded: Sequence[Encoded], config: DataConfig) -> Sequence[Example]:
     """Return one example a record, with the mismatched dialogue that a KL baseline is measured on."""
     return WithMismatched(encoded, config.cutoff_len)
+
+
+def _talks(one: Preference | Graded) -> tuple[Conversation, ...]:
+    """Return the prompt with each answer as a dialogue of its own."""
+    return tuple(Conversation((*_unweighted(one.prompt), *_unweighted([answer])), one.origin, one.tools)
+                 for answer in one.answers)
 
 
 def _bounds(turn: tuple[int, int, int]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from danlu.core.console import notice, say, warn
 from danlu.core.errors import ConfigError, DataError, did_you_mean
-from danlu.core.records import Conversation, Feedback, Origin, Preference, Prompt, Record, Text
+from danlu.core.records import Conversation, Feedback, Graded, Origin, Preference, Prompt, Record, Text
 from danlu.data import fingerprint
 from danlu.data.answers import has_pair, has_ranking
 from danlu.data.config import DataConfig
@@ -280,11 +280,11 @@ def _order(parts: tuple[SourceRows, ...], config: DataConfig, strategy: str, pro
 def _check_ranking(source: Source, record_type: type[Record]) -> None:
     """Refuse preference data and verdicts, as declared, for a stage that would train on every answer alike."""
     takes = f"and this stage takes {NOUNS[record_type]}"
-    if source.ranking and record_type not in (Preference, Prompt):
+    if source.ranking and record_type not in (Preference, Graded, Prompt):
         raise ConfigError(f'data set "{source.name}" is declared as preference data (ranking: true), {takes}',
                           where="dataset", fix="use it with stage rm or dpo")
     columns = source.layout.columns or {}
-    if columns.get("kto_tag") and record_type not in (Feedback, Prompt):
+    if columns.get("kto_tag") and record_type not in (Feedback, Graded, Prompt):
         raise ConfigError(f'data set "{source.name}" is declared as answers with verdicts (kto_tag), {takes}',
                           where="dataset", fix="use it with stage kto, or leave kto_tag out of its columns")
     if record_type is Preference and source.formatting and not source.ranking and (
@@ -314,13 +314,13 @@ def _no_rows(where: str, ledger: Ledger) -> DataError:
 
 
 def _unknown_row(row: Any, record_type: type[Record]) -> str:
-    if has_pair(row) and record_type is not Preference:
+    if has_pair(row) and record_type not in (Preference, Graded):
         return "the row holds a preference pair (chosen, rejected), which stages rm and dpo take"
-    if has_ranking(row) and record_type is not Preference:
+    if has_ranking(row) and record_type not in (Preference, Graded):
         return "the row holds ranked answers, which stages rm and dpo take"
     shown = keys_of(row) if isinstance(row, dict) else kind_of(row)
     other = detect(row)
-    if other is not None and record_type not in FORMATS[other].kinds or record_type is Preference:
+    if other is not None and not FORMATS[other].gives(record_type) or record_type is Preference:
         return f"no {NOUNS[record_type]} in a row that has {shown}"
     return f"no known data format has {shown}"
 

@@ -16,7 +16,7 @@ from danlu.data.row_format import FORMATS
 
 INFO_FILE = "dataset_info.json"
 COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos", "audios",
-           "chosen", "rejected", "kto_tag")
+           "chosen", "rejected", "kto_tag", "margin")
 TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag")
 OLD_TAGS = {"role": "role_tag", "content": "content_tag"}
 USUAL_TAGS = dict(zip(TAGS, ("from", "value", "human", "gpt", "observation", "function_call", "system"), strict=True))

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from danlu.core.errors import DataError
-from danlu.core.records import Conversation, Feedback, Origin, Preference, Prompt, Record, Text
+from danlu.core.records import Conversation, Feedback, Graded, Origin, Preference, Prompt, Record, Text
 from danlu.core.registry import Registry
-from danlu.data.answers import check_answers, given_answers
+from danlu.data.answers import check_answers, given_answers, has_pair, has_ranking, margin_at
 from danlu.data.layout import Layout
 from danlu.data.row_values import (
     Row,
@@ -32,7 +32,10 @@ __all__ = [
 VERDICTS = ("kto_tag", "label")
 RESPONSE = "response"  # where a prompt record keeps the answer that its dialogue had
 NOUNS: dict[type[Any], str] = {
-    Text: "prose", Conversation: "dialogue", Preference: "preference pairs", Feedback: "verdicts", Prompt: "prompts"}
+    Text: "prose", Conversation: "dialogue", Preference: "preference pairs", Feedback: "verdicts", Prompt: "prompts",
+    Graded: "preference pairs or verdicts"}
+"""What a kind of record is called in messages."""
+JUDGED: tuple[type[Any], ...] = (Preference, Feedback)  # what answers marked good or bad are read from
 
 
 class RowFormat(ABC):
@@ -57,16 +60,21 @@ class RowFormat(ABC):
         """Return the prompt and its answers, the best first."""
         return given_answers(mapping_at(row), layout, asked)
 
+    @classmethod
+    def gives(cls, kind: type[Any]) -> bool:
+        """Say whether records of this kind can be read from such rows."""
+        return kind in cls.kinds or kind is Graded and any(one in cls.kinds for one in JUDGED)
+
     def read(self, row: Row, layout: Layout, origin: Origin, record_type: type[Record]) -> Record:
         """Return the record of kind `record_type` of the row; dialogue may come as Text (see `conversation`).
 
         Errors: RowProblem for a row that its format cannot read, DataError for a kind the format does not have.
         """
-        if record_type not in self.kinds:
+        if not self.gives(record_type):
             raise DataError(f"rows of the format {type(self).__name__} give no {NOUNS[record_type]}", where=str(origin))
         readers = {
             Text: self.text, Conversation: self.conversation, Preference: self.preference,
-            Feedback: self.feedback, Prompt: self.prompt,
+            Feedback: self.feedback, Graded: self.graded, Prompt: self.prompt,
         }
         record: Record = readers[record_type](row, layout, origin)
         return record
@@ -87,7 +95,7 @@ class RowFormat(ABC):
         """Return one prompt with its answers, best first; no two answers are alike."""
         asked, answers = self.answers(row, layout, self.asked_before(row, layout))
         prompt = check_question(asked)
-        return Preference(prompt, check_answers(answers), origin, asked.tools)
+        return Preference(prompt, check_answers(answers), origin, asked.tools, margin_at(row, layout))
 
     def asked_before(self, row: Row, layout: Layout) -> Dialogue:
         """Return the turns before the answers of preference data; a dialogue of such data ends on the question."""
@@ -99,6 +107,15 @@ class RowFormat(ABC):
         said = self.dialogue(row, layout)
         record = build_conversation(said.turns, origin, said.tools, said.pointer)
         return Feedback(record.messages, verdict, origin)
+
+    def graded(self, row: Row, layout: Layout, origin: Origin) -> Graded:
+        """Return answers marked good or bad: one with its verdict, or those of a preference, of which the best is good.
+        """
+        if Preference in self.kinds and not _has_verdict(row, layout):
+            pair = self.preference(row, layout, origin)
+            return Graded(pair.prompt, pair.answers, 1, origin, pair.tools)
+        judged = self.feedback(row, layout, origin)
+        return Graded(judged.messages[:-1], judged.messages[-1:], int(judged.desirable), origin)
 
     def prompt(self, row: Row, layout: Layout, origin: Origin) -> Prompt:
         """Return the messages to be answered; `extra` holds the columns they were not read from.
@@ -121,6 +138,16 @@ DETECTION_ORDER = ("moss", "firefly", "sharegpt", "openai", "alpaca", "hh", "pre
 
 def detect(row: Row, kind: type[Any] | None = None) -> str | None:
     """Return the name of the format whose keys the row shows, None when none fits; `kind`: of those that give it."""
+    if kind is Graded:
+        return next((name for name in (detect(row, one) for one in JUDGED) if name is not None), None)
     extra = [name for name in FORMATS if name not in DETECTION_ORDER]
     fitting = (name for name in (*DETECTION_ORDER, *extra) if kind is None or kind in FORMATS[name].kinds)
     return next((name for name in fitting if FORMATS[name]().matches(row, kind)), None)
+
+
+def _has_verdict(row: Row, layout: Layout) -> bool:
+    """Say whether a row is one answer with a verdict, as declared or, without declaration, as its columns look."""
+    names = layout.column("kto_tag", *VERDICTS)
+    if not names or not isinstance(row, Mapping) or first_present(row, names) is None:
+        return False
+    return layout.columns is not None or not (has_pair(row) or has_ranking(row))

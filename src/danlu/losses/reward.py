@@ -30,11 +30,16 @@ def ranking_loss(
 
 def mean_over_pairs(values_GKK: Tensor, valid_GK: Tensor) -> Tensor:
     """Return the mean of values[i, j] over the pairs i < j of answers that exist, (G,)."""
-    size = valid_GK.shape[1]
-    upper_KK = torch.ones(size, size, dtype=torch.bool, device=valid_GK.device).triu(1)
-    pairs_GKK = valid_GK[:, :, None] & valid_GK[:, None, :] & upper_KK
+    pairs_GKK = pairs_of(valid_GK)
     total_G = torch.where(pairs_GKK, values_GKK, torch.zeros_like(values_GKK)).sum((1, 2))
     return total_G / pairs_GKK.sum((1, 2)).clamp(min=1)
+
+
+def pairs_of(valid_GK: Tensor) -> Tensor:
+    """Return which [i, j] are pairs i < j of answers that exist, (G, K, K)."""
+    size = valid_GK.shape[1]
+    upper_KK = torch.ones(size, size, dtype=torch.bool, device=valid_GK.device).triu(1)
+    return valid_GK[:, :, None] & valid_GK[:, None, :] & upper_KK
 
 
 def pointwise_loss(rewards: Tensor, is_good: Tensor) -> Tensor:

@@ -109,8 +109,9 @@ class Stage(ABC):
         return 1
 
     @classmethod
-    def tell_of(cls, config: Any, facts_NF: FloatArray) -> None:  # noqa: B027
+    def tell_of(cls, config: Any, facts_NF: FloatArray) -> None:
         """Tell the user what the facts of the training set mean for the run; nothing for most stages."""
+        return None
 
     @staticmethod
     def make_policy(lm: PackedLM) -> nn.Module:

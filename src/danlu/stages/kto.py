@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from danlu.core.console import notice, say, warn
 from danlu.core.records import Feedback
-from danlu.core.stream import Example
+from danlu.core.stream import Example, FloatArray
 from danlu.data.config import DataConfig
 from danlu.data.encode import Encoded
 from danlu.data.encode_answers import encode_feedback, with_mismatched
@@ -27,11 +29,16 @@ from danlu.stages.reference import (
 OF_CLASS = {"chosen": "share/desirable", "rejected": "share/undesirable"}
 
 
+BALANCED = (3 / 4, 4 / 3)
+"""Where lambda_D n_D / (lambda_U n_U) causes no remark; Ethayarajh et al. 2024, section 4.2, want 1 to 4/3."""
+
+
 class KTOConfig(ReferenceKeys):
     """Keys of stage kto."""
 
     kto_chosen_weight: float = Field(1.0, ge=0, description="Weight of desirable answers (lambda_D).")
     kto_rejected_weight: float = Field(1.0, ge=0, description="Weight of undesirable answers (lambda_U).")
+    pref_ftx: float = Field(0.0, ge=0, description="Weight of the chosen answer's mean SFT loss, added to the loss.")
 
 
 @STAGES.register("kto")
@@ -56,6 +63,23 @@ class KTO(Stage):
     def arrange(encoded: Sequence[Encoded], config: DataConfig) -> Sequence[Example]:
         return with_mismatched(encoded, config)
 
+    @classmethod
+    def tell_of(cls, config: Any, facts_NF: FloatArray) -> None:
+        """Say how many answers are desirable; warn of one label only and of classes far from balance."""
+        good = int((facts_NF[:, 0] > 0.5).sum())
+        bad = len(facts_NF) - good
+        say(f"verdicts: {good} desirable and {bad} undesirable answers ({100 * good / (good + bad):.3g} % desirable)")
+        if not good or not bad:
+            side, way = ("desirable", "raise") if good else ("undesirable", "lower")
+            warn(f"all answers are {side}: nothing keeps the model from learning to {way} every answer alike; "
+                 "add rows of the other verdict")
+            return
+        ratio = config.kto_chosen_weight * good / max(config.kto_rejected_weight * bad, 1e-9)
+        if not BALANCED[0] <= ratio <= BALANCED[1]:
+            low, high = (config.kto_rejected_weight * bad * share / good for share in (1.0, 4 / 3))
+            notice(f"desirable answers weigh {ratio:.3g} times as much as undesirable ones, and 1 to 4/3 is advised: "
+                   f"kto_chosen_weight {low:.3g} to {high:.3g} with kto_rejected_weight {config.kto_rejected_weight:g}")
+
     def prepare(self, examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
         """Measure the KL baseline of the global batch, then leave the mismatched answers out."""
         examples = list(examples)
@@ -72,11 +96,14 @@ class KTO(Stage):
 
     def loss(self, micro: StreamTensors) -> LossOutput:
         keys = self.config
-        logps_B = _totals(self.models.policy, micro)[:, 0]
+        scores = answer_scores(micro, self.models.policy(micro, output="logps"))
+        logps_B = scores.total
         desirable_B, reference_B = micro.facts[:, 0] > 0.5, micro.facts[:, 1]
         losses_B = kto_loss(
             logps_B, reference_B, desirable_B, baseline=logps_B.new_tensor(self._baseline), beta=keys.pref_beta,
             desirable_weight=keys.kto_chosen_weight, undesirable_weight=keys.kto_rejected_weight)
+        if keys.pref_ftx:
+            losses_B = losses_B - keys.pref_ftx * torch.where(desirable_B, scores.mean, 0.0)
         reward_B = keys.pref_beta * (logps_B - reference_B)
         metrics = {"kl": logps_B.new_tensor(self._baseline * len(logps_B))}
         for name, is_one in (("chosen", desirable_B), ("rejected", ~desirable_B)):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
-from danlu.core.records import Conversation, Feedback, Message, Preference, Prompt, Record, Text
+from danlu.core.records import Conversation, Feedback, Graded, Message, Preference, Prompt, Record, Text
 
 GENERIC_CONTROLS = (
     r"<\|[A-Za-z_/][\w .:/-]{0,40}\|>|<｜[^｜\n]{1,40}｜>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|"
@@ -132,7 +132,7 @@ def messages_of(record: Record) -> tuple[Message, ...]:
     """Return all messages of a record, answers included; none for prose."""
     if isinstance(record, Text):
         return ()
-    if isinstance(record, Preference):
+    if isinstance(record, Preference | Graded):
         return (*record.prompt, *record.answers)
     return record.messages
 
@@ -142,9 +142,9 @@ def identity_of(record: Record) -> Identity:
     if isinstance(record, Text):
         return Identity(_hash("text", record.text), 0, _hash("ask", " ".join(record.text.lower().split())))
     asked, answers = _parts(record)
-    tools = repr(record.tools) if isinstance(record, Conversation | Preference) and record.tools else ""
+    tools = repr(record.tools) if isinstance(record, Conversation | Preference | Graded) and record.tools else ""
     words = [tools, *(f"{one.role}\x1f{_said(one)}" for one in asked)]
-    if isinstance(record, Preference | Prompt):
+    if isinstance(record, Preference | Graded | Prompt):
         prompt = _hash("pair", *words, *sorted(answers)) if answers else 0
     else:
         prompt = _hash("prompt", *words)
@@ -152,9 +152,9 @@ def identity_of(record: Record) -> Identity:
     return Identity(_hash("row", *words, "\x1d", *answers), prompt, _hash("ask", question) if question else 0)
 
 
-def _parts(record: Conversation | Preference | Feedback | Prompt) -> tuple[tuple[Message, ...], list[str]]:
+def _parts(record: Conversation | Preference | Graded | Feedback | Prompt) -> tuple[tuple[Message, ...], list[str]]:
     """Return the messages before the last answer, and the answers as text."""
-    if isinstance(record, Preference):
+    if isinstance(record, Preference | Graded):
         return record.prompt, [_said(one) for one in record.answers]
     if isinstance(record, Feedback):
         return record.messages, [str(record.desirable)]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from danlu.core.records import Conversation, Preference, Record, Text
+from danlu.core.records import Conversation, Graded, Preference, Record, Text
 from danlu.data.encode import EncodeContext, encode_conversations
 from danlu.data.ledger import Entry, Ledger
 from danlu.data.row_file import PlacedRow, RowFile
@@ -60,7 +60,7 @@ def trainable(record: Record) -> list[Conversation | Text]:
     """Return what is encoded of a record; of preferences each answer as a dialogue."""
     if isinstance(record, Conversation | Text):
         return [record]
-    if isinstance(record, Preference):
+    if isinstance(record, Preference | Graded):
         return [Conversation((*record.prompt, answer), record.origin, record.tools) for answer in record.answers]
     return [] if record.messages[-1].role != "assistant" else [Conversation(record.messages, record.origin)]
 

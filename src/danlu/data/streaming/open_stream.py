@@ -62,10 +62,11 @@ class HeldOut:
         return self._records[index]
 
 
-def open_stream(config: DataConfig, stage_cls: Any, context: EncodeContext,
-                order: Order) -> tuple[TokenStream, Records | None]:
+def open_stream(config: DataConfig, stage_cls: Any, context: EncodeContext, order: Order,
+                record: type[Record] | None = None) -> tuple[TokenStream, Records | None]:
     """Return the training stream of a configuration, and the first `val_size` rows that it leaves out.
 
+    `record`: the kind of record, where the stage's own does not say it.
     Counts the rows of files it has not met, and encodes a sample. Errors: ConfigError when no data is named,
     DataError for damaged files and for a sample without a usable row.
     """
@@ -73,7 +74,7 @@ def open_stream(config: DataConfig, stage_cls: Any, context: EncodeContext,
     if not sources:
         raise ConfigError("no train data is named", where="dataset or train_file", fix="set dataset or train_file")
     sets = [_open_set(rows, config, order.mixing_seed)
-            for rows in open_sources(sources, stage_cls.record, config, Ledger())]
+            for rows in open_sources(sources, record or stage_cls.record, config, Ledger())]
     held = _held_rows(sets, config, order.mixing_seed)
     walks = [one.walk(owner, held[owner]) for owner, one in enumerate(sets)]
     mixer = _mixer([len(walk) for walk in walks], config, order.mixing_seed)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from danlu.core.records import Preference, Record, Text
+from danlu.core.records import Graded, Preference, Record, Text
 from danlu.data.ledger import Ledger
 from danlu.data.streaming.mixer import Mixer
 from danlu.data.streaming.set_walk import Ref, SetWalk
@@ -163,7 +163,7 @@ def texts_of(record: Record) -> list[str]:
     """Return the texts of a record, whatever its kind."""
     if isinstance(record, Text):
         return [record.text]
-    messages = (*record.prompt, *record.answers) if isinstance(record, Preference) else record.messages
+    messages = (*record.prompt, *record.answers) if isinstance(record, Preference | Graded) else record.messages
     return [message.content for message in messages]
 
 
