@@ -22,8 +22,11 @@ CHECKPOINT_PREFIX = "checkpoint-"
 TEMPORARY_PREFIX = ".tmp-"
 LOG_FILE = "trainer_log.jsonl"
 STATE_FILE = "trainer_state.json"
+ROLLOUT_FILE = "rollouts.jsonl"
+ROLLOUT_PAGE = "rollouts.html"
 
-_JOURNALS = (LOG_FILE, STATE_FILE, "running_log.txt", "environment.json", "training_args.yaml", "training_*.png")
+_JOURNALS = (LOG_FILE, STATE_FILE, ROLLOUT_FILE, ROLLOUT_PAGE, "running_log.txt", "environment.json",
+             "training_args.yaml", "training_*.png")
 _RESULTS = (
     "train_results.json", "eval_results.json", "predict_results.json", "all_results.json",
     "generated_predictions.jsonl", "adapter_config.json", "adapter_model.safetensors", "model.safetensors",
