@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from danlu.core.records import Conversation, Feedback, Preference, Prompt, Text
+from danlu.core.records import Conversation, Feedback, Graded, Preference, Prompt, Text
 from danlu.data.config import DataConfig
 from danlu.data.layout import Layout
 from danlu.data.loader import load_records
@@ -16,7 +16,7 @@ from danlu.data.row_format import FORMATS, detect
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = [DOCS / "data.md", DOCS / "data_zh.md"]
-KINDS = {kind.__name__: kind for kind in (Text, Conversation, Preference, Feedback, Prompt)}
+KINDS = {kind.__name__: kind for kind in (Text, Conversation, Preference, Feedback, Graded, Prompt)}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -43,6 +43,10 @@ def printed(record):
     for message in getattr(record, "prompt", ()) or getattr(record, "messages", ()):
         lines.append(said(message.role, message))
     lines += [said(f"answer {number}", message) for number, message in enumerate(getattr(record, "answers", ()), 1)]
+    if isinstance(record, Preference) and record.margin is not None:
+        lines.append(f"margin: {record.margin:g}")
+    if isinstance(record, Graded):
+        lines.append(f"good: the first {record.num_good}")
     if isinstance(record, Feedback):
         lines.append(f"desirable: {json.dumps(record.desirable)}")
     if isinstance(record, Prompt):
