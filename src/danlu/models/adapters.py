@@ -13,6 +13,7 @@ from danlu.core.console import notice, say
 from danlu.core.errors import ConfigError, UserError, did_you_mean
 from danlu.models.base_identity import check_same_base
 from danlu.models.config import AdapterConfig
+from danlu.models.merged import check_merged, remember_merged
 from danlu.models.pissa import remember_start
 from danlu.models.quantization import is_quantized
 from danlu.models.quiet import quiet_loading
@@ -44,13 +45,19 @@ def apply_adapters(
     """
     starts_new = trainable and config.finetuning_type == "lora" and (config.create_new_adapter or not paths)
     kept = None if starts_new or not paths else paths[-1]
-    for path in paths if kept is None else paths[:-1]:
+    merged = paths if kept is None else paths[:-1]
+    for place, path in enumerate(paths):
+        check_merged(path, paths[:place])
+    for path in merged:
         model = _merge(model, path, base_name)
     if kept is not None:
-        return load_adapter(model, kept, base_name, trainable=trainable, pure_bf16=config.pure_bf16)
-    if not starts_new:
+        adapted = load_adapter(model, kept, base_name, trainable=trainable, pure_bf16=config.pure_bf16)
+    elif starts_new:
+        adapted = new_adapter(model, config, base_name, trained_in_full)
+    else:
         return model
-    return new_adapter(model, config, base_name, trained_in_full)
+    remember_merged(adapted, merged)
+    return adapted
 
 
 def new_adapter(

@@ -24,6 +24,7 @@ from danlu.models.actor_critic import VALUE, ActorCritic
 from danlu.models.base_identity import write_identity
 from danlu.models.card import CardFacts, write_model_card
 from danlu.models.config import ModelConfig
+from danlu.models.merged import write_merged
 from danlu.models.packed_lm import PackedLM
 from danlu.models.quiet import quiet_loading
 from danlu.models.reward_lm import VALUE_HEAD, RewardLM, load_value_head, save_value_head
@@ -136,6 +137,7 @@ class ModelSaver:
         save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()},
                   folder / "adapter_model.safetensors", metadata={"format": "pt"})
         write_identity(self.base, folder)
+        write_merged(model, folder)
 
     def _stop_ids(self, stored: int | list[int] | None) -> int | list[int] | None:
         """Return the ids that end an answer: those of the template, then those the base stops at."""

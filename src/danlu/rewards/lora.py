@@ -9,9 +9,11 @@ from typing import Self
 import torch
 from peft import PeftModel
 
+from danlu.core.console import warn
 from danlu.core.errors import UserError
 from danlu.models.adapter_switch import load_second_adapter, using_adapter
 from danlu.models.attention import IMPLEMENTATION
+from danlu.models.merged import listed, merged_below, read_merged
 from danlu.models.packed_lm import PackedLM
 from danlu.models.pissa import is_pissa
 from danlu.models.proof import base_of, evaluating
@@ -41,6 +43,7 @@ class LoraReward(RewardSource):
         policy = context.policy
         assert isinstance(policy, PeftModel)
         base = str(context.model.model_name_or_path)
+        _check_merged(folder, policy, base)
         check_same_tokens([base, str(folder)], context.tokenizer, context.model)
         name, is_training = _free_name(policy), policy.training
         with keys_renamed(adapter_name_or_path="reward_model"):
@@ -89,6 +92,24 @@ def _checked_folder(source: str, context: RewardContext) -> Path:
         raise UserError(f"pissa_init takes its start out of the base, so that {folder} does not fit it",
                         where="reward_model_type", fix=f"{instead}; or leave pissa_init out")
     return folder
+
+
+def _check_merged(folder: Path, policy: PeftModel, base: str) -> None:
+    """Refuse a reward adapter trained above other merged adapters than the policy's."""
+    needs, here = read_merged(str(folder)), merged_below(policy)
+    if needs is None:
+        if here:
+            warn(f"{folder} does not record what was merged below it: make sure that it was {listed(here)}")
+        return
+    if [one.sha256 for one in needs] == [one.sha256 for one in here]:
+        return
+    adapters = ",".join(one.adapter for one in needs)
+    start = (f"start the policy from the same: adapter_name_or_path: {adapters} with create_new_adapter: true" if needs
+             else "train the reward model with the adapters that the policy starts from")
+    raise UserError(
+        f"the reward adapter {folder} was trained above {listed(needs)}, and the policy trains above {listed(here)}",
+        where="reward_model", fix=f"{start}; or set reward_model_type: full, reward_model: {base}, "
+                                  f"reward_model_adapters: {','.join(filter(None, [adapters, str(folder)]))}")
 
 
 def _free_name(policy: PeftModel) -> str:
