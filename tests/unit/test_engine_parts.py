@@ -12,7 +12,7 @@ from danlu.core.errors import CapabilityError, ConfigError
 from danlu.engine.config import EngineConfig, Optimizer, Schedule
 from danlu.engine.optimizers import default_groups, make_optimizer, offered
 from danlu.engine.plan import Plan
-from danlu.engine.plots import smoothed
+from danlu.engine.plots import drawn, plot_losses, smoothed
 from danlu.engine.schedules import Schedule as RunningSchedule
 from danlu.engine.trackers import settings as tracker_settings
 from tests.toy_stage import ToyData, losses, make_config, make_stage, train
@@ -161,3 +161,16 @@ def test_bfloat16_keeps_weights_in_float32(tmp_path: Path) -> None:
     exact, _ = train(tmp_path / "exact", num_train_epochs=10)
     assert losses(result) != losses(exact)
     assert losses(result)[-1] == pytest.approx(losses(exact)[-1], abs=0.1)
+
+
+def test_every_measure_has_a_picture_under_a_safe_name(tmp_path: Path) -> None:
+    """Numbers that are missing or not finite leave gaps; what is no curve of interest, or never a number, has none."""
+    history = [{"step": 1, "loss": 2.0, "rewards/accuracies": 0.5, "kl": None, "learning_rate": 0.1, "epoch": 0.5},
+               {"step": 2, "loss": 1.0, "rewards/accuracies": 0.7, "kl": 3.0, "reward": 0.1, "reward_std": 0.2},
+               {"step": 2, "eval_loss": 1.5, "eval_rewards/margins": 0.2, "entropy": None, "length": float("inf")}]
+    assert drawn(history) == ["loss", "rewards/accuracies", "kl", "reward", "eval_loss", "eval_rewards/margins"]
+    plot_losses(history, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "training_eval_loss.png", "training_eval_rewards_margins.png", "training_kl.png", "training_loss.png",
+        "training_reward.png", "training_rewards_accuracies.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())

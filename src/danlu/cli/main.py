@@ -17,6 +17,7 @@ VERBS: dict[str, str] = {
     "eval": "test a model",
     "data": "check, show, count, clean and dedup data sets",
     "run": "run a pipeline of steps; skip those already done",
+    "rollouts": "write a page of the answers that a run has sampled: RUN_DIR",
     "new": "make a base model and tokenizer from scratch",
     "schema": "print the JSON Schema of all keys, or one key",
     "env": "print versions, devices and memory, for bug reports",

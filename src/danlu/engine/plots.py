@@ -1,16 +1,36 @@
-"""The loss curve as a picture: raw values and an exponential moving average."""
+"""The curves of a run as pictures: raw values and an exponential moving average."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+CURVES = ("loss", "reward", "kl", "length", "entropy", "accuracy", "accuracies", "margin", "margins")
+"""Last words of the names that are drawn: `loss`, `eval_loss`, `rewards/accuracies`, `policy_loss`, ..."""
 
-def plot_losses(history: Sequence[dict[str, Any]], folder: Path, keys: Sequence[str] = ("loss", "eval_loss")) -> None:
-    """Draw training_{key}.png for every key that the log history holds."""
-    for key in keys:
-        points = [(row["step"], row[key]) for row in history if key in row]
-        if points:
-            _plot([p[0] for p in points], [p[1] for p in points], key, folder / f"training_{key}.png")
+
+def plot_losses(history: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Draw training_{name}.png for the losses and the stage's own measures that the log history holds."""
+    for key in drawn(history):
+        points = points_of(history, key)
+        _plot([p[0] for p in points], [p[1] for p in points], key, folder / f"training_{file_name(key)}.png")
+
+
+def drawn(history: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the names that have a picture, in the order they first appear."""
+    names = dict.fromkeys(key for row in history for key in row)
+    return [name for name in names if name.replace("/", "_").split("_")[-1] in CURVES and points_of(history, name)]
+
+
+def points_of(history: Sequence[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    """Return (step, value) of every row that has a finite number under `key`."""
+    return [(row["step"], row[key]) for row in history
+            if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
+
+
+def file_name(key: str) -> str:
+    """Return the name of a measure as part of a file name: `rewards/accuracies` gives `rewards_accuracies`."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in key)
 
 
 def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:

@@ -3,17 +3,11 @@
 from collections.abc import Sequence
 from html import escape
 
+from danlu.data.microscope.frame import STYLE, document
 from danlu.data.microscope.sums import Counts, Sums, histogram
 from danlu.data.microscope.view import Token, View
 
-STYLE = """
-:root { --ink: #1d2125; --paper: #fff; --line: #d5d9de; --trained: #b7ebc6; --plain: #eceff2; --special: #1a5fb4;
-  --cut: #c01c28; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --paper: #16191d; --line: #3a4048; --trained: #1f5c36;
-  --plain: #262b31; --special: #8ab4f8; --cut: #ff8a80; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 70rem;
-  margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; } td { padding: .15rem .8rem .15rem 0; border-bottom: 1px solid var(--line); }
+TOKEN_STYLE = """
 .tokens { font: 14px/1.9 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
   border: 1px solid var(--line); padding: .8rem; border-radius: 4px; }
 .t { background: var(--plain); border-radius: 2px; margin-right: 1px; } .t:hover { outline: 2px solid var(--special); }
@@ -21,10 +15,6 @@ table { border-collapse: collapse; } td { padding: .15rem .8rem .15rem 0; border
 .w { outline: 1px dashed var(--cut); }
 .cut { background: none; color: var(--cut); text-decoration: line-through; }
 .seg { border-left: 3px solid var(--special); padding-left: 3px; }
-.note { color: var(--cut); } h2 { margin-top: 2rem; font-size: 1.1rem; }
-svg { max-width: 100%; height: auto; } svg rect { fill: var(--special); }
-svg text { fill: var(--ink); font-size: 11px; }
-svg line { stroke: var(--cut); stroke-dasharray: 4 3; }
 """
 WIDTH, HEIGHT, MARGIN = 640, 160, 20
 
@@ -33,13 +23,10 @@ def page(title: str, sums: Sums, views: Sequence[View], *, cutoff: int) -> str:
     """Return the page: sums, pictures of the lengths, and the examples token by token."""
     rows = "\n".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in sums.rows)
     parts = [
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>", f"<h1>{escape(title)}</h1>",
         f"<table>{rows}</table>", picture(sums.lengths, "tokens of an example", mark=cutoff),
         picture(sums.trained, "trained tokens of an example"), f'<p class="tokens">{_legend()}</p>',
-        *map(_section, views), "</body></html>\n"]
-    return "\n".join(parts)
+        *map(_section, views)]
+    return document(title, parts, STYLE + TOKEN_STYLE)
 
 
 def picture(values: Counts, title: str, *, mark: int | None = None) -> str:
