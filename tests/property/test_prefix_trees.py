@@ -1,4 +1,4 @@
-"""A prompt that several answers share is computed once, and nothing else changes: layout, attention, loss, gradients."""
+"""A prompt that several answers share is computed once and nothing else changes: layout, attention, loss, gradients."""
 
 from functools import lru_cache
 
