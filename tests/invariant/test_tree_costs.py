@@ -104,7 +104,8 @@ def test_tokens_of_ranked_answers_equal_their_tree() -> None:
     """Prompt 30, answers 4, 6, 8, 10: 58 tokens, where four rows hold 148."""
     scorer = RewardLM(PackedLM(tiny_model()))
     width = Width(scorer.lm.model)
-    assert watched(RM(RMConfig(), Models(scorer)), [group(30, 4, 6, 8, 10)], width) == [58]
+    examples = [group(30, 4, 6, 8, 10, facts=(0.0, 1.0))]
+    assert watched(RM(RMConfig(), Models(scorer)), examples, width) == [58]
 
 
 def test_the_reference_scores_a_mismatched_answer_behind_the_same_prompt() -> None:
