@@ -19,6 +19,13 @@ DIALOGUES = [
     ("the cat sat on", "a mat"),
 ]
 
+REWARD = '''"""A known bandit: the share of an answer's characters that are small Latin letters; the optimum is 1."""
+
+
+def letters(completions: list[str], **columns: object) -> list[float]:
+    return [sum("a" <= c <= "z" for c in text) / max(len(text), 1) for text in completions]
+'''
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--golden-update` rewrites golden files; `make golden` passes it."""
@@ -66,6 +73,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 for row in pairs for kind in ("chosen", "rejected")]
     (folder / "verdicts.json").write_text(json.dumps(verdicts, ensure_ascii=False), encoding="utf-8")
     pair_columns = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
+    (folder / "reward.py").write_text(REWARD, encoding="utf-8")
     info = {"chat": {"file_name": "chat.json"}, "prose": {"file_name": "prose.jsonl", "columns": {"prompt": "text"}},
             "pairs": {"file_name": "pairs.json", "ranking": True, "columns": pair_columns},
             "verdicts": {"file_name": "verdicts.json", "columns": {

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from danlu.cli.main import main
 from danlu.stages.base import STAGES
 from tests.e2e.test_stages_learn import DATA
+from tests.online import stage_keys
 from tests.reading import losses
 
 
@@ -36,7 +37,8 @@ def test_two_processes_equal_one(stage: str, tiny_base: Path, world: Path, tmp_p
     config: dict[str, Any] = {
         "model_name_or_path": str(tiny_base), "stage": stage, "do_train": True, "finetuning_type": "lora",
         "dataset": DATA[stage], "dataset_dir": str(world), "learning_rate": 5e-3, "max_steps": 4, "logging_steps": 1,
-        "packing": False, "save_strategy": "no"}
+        "packing": False, "save_strategy": "no",
+        **stage_keys(stage, world)}
     outputs = {}
     for processes, batch in ((1, 6), (2, 3)):
         out = tmp_path / f"{processes}"
@@ -48,6 +50,6 @@ def test_two_processes_equal_one(stage: str, tiny_base: Path, world: Path, tmp_p
         else:
             in_two_processes(file)
         outputs[processes] = (losses(out), load_file(out / "adapter_model.safetensors"))
-    assert outputs[2][0] == pytest.approx(outputs[1][0], rel=1e-5)
+    assert outputs[2][0] == pytest.approx(outputs[1][0], rel=1e-5, abs=1e-6)
     for name, tensor in outputs[1][1].items():
         torch.testing.assert_close(outputs[2][1][name], tensor, rtol=1e-4, atol=1e-5, msg=name)

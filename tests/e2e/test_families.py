@@ -1,5 +1,6 @@
 """Every stage runs on a stock model of each family; what danlu saves, plain transformers loads."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from danlu.stages.base import STAGES
 from tests.e2e.test_stages_learn import DATA
-from tests.reading import losses
+from tests.online import stage_keys
+from tests.reading import losses, metrics
 from tests.tiny import CHATML, FAMILIES, save_tiny
 
 CHATML_PROMPT = "<|im_start|>user\nwhat is rain<|im_end|>\n<|im_start|>assistant\n"
@@ -20,7 +22,8 @@ LESSON = {
     "sft": (CHATML_PROMPT, "wet<|im_end|>")}
 CHOICE = (CHATML_PROMPT, "wet<|im_end|>", "蓝色<|im_end|>")
 PACE: dict[str, dict[str, Any]] = {
-    "rm": {"learning_rate": 3e-3, "max_steps": 20}, "kto": {"per_device_train_batch_size": 16, "pref_beta": 0.5}}
+    "rm": {"learning_rate": 3e-3, "max_steps": 20}, "ppo": {"learning_rate": 4e-3, "max_steps": 20},
+    "grpo": {"learning_rate": 4e-3, "max_steps": 20}, "kto": {"per_device_train_batch_size": 16, "pref_beta": 0.5}}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -32,7 +35,7 @@ def test_family(stage: str, family: str, world: Path, tmp_path: Path, danlu: Cal
         "model_name_or_path": str(base), "stage": stage, "do_train": True, "finetuning_type": "full",
         "dataset": DATA[stage], "dataset_dir": str(world), "output_dir": str(out), "per_device_train_batch_size": 8,
         "learning_rate": 1e-2, "max_steps": 12, "logging_steps": 1, "save_strategy": "no", "packing": False,
-        **PACE.get(stage, {})}) == 0
+        **stage_keys(stage, world), **PACE.get(stage, {})}) == 0
     trail = losses(out)
     assert trail[-1] < trail[0] - FALL[stage], trail
     tokenizer = AutoTokenizer.from_pretrained(out)
@@ -75,6 +78,12 @@ def scores(stage: str, before: PreTrainedModel, after: PreTrainedModel, tokenize
     assert rewards[0] > rewards[1], rewards
 
 
-CHECKS = {"pt": remembers, "sft": remembers, "rm": scores, "dpo": prefers, "kto": prefers}
-FALL = {"pt": 0.3, "sft": 0.3, "rm": 0.3, "dpo": 0.1, "kto": 0.05}
-"""How far the loss must fall; that of a preference starts at log 2, that of KTO at 1/2."""
+def earns(stage: str, before: PreTrainedModel, after: PreTrainedModel, tokenizer: Any, out: Path) -> None:
+    """The rewards of the last steps are above those of the first."""
+    rewards = [row["reward"] for row in metrics(out)]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1, rewards
+
+
+CHECKS = {"pt": remembers, "sft": remembers, "rm": scores, "dpo": prefers, "kto": prefers, "ppo": earns, "grpo": earns}
+FALL = {"pt": 0.3, "sft": 0.3, "rm": 0.3, "dpo": 0.1, "kto": 0.05, "ppo": -math.inf, "grpo": -math.inf}
+"""How far the loss must fall; a preference starts at log 2, KTO at 1/2; with own answers it need not fall."""

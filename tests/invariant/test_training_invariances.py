@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from danlu.cli.main import main
 from danlu.stages.base import STAGES
 from tests.e2e.test_stages_learn import DATA
+from tests.online import stage_keys
 from tests.reading import losses
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -57,7 +58,8 @@ def assert_close(left: Path, right: Path, tolerance: float) -> None:
 def test_accumulation_does_not_change_the_run(layout: dict[str, int], stage: str, tiny_base: Path, world: Path,
                                               tmp_path: Path) -> None:
     """8x1 and 1x8 see the same eight examples a step; sums are divided by the step's own count, so all agree."""
-    same = {"stage": stage, "dataset": DATA[stage], "finetuning_type": "full", "packing": False}
+    same = {"stage": stage, "dataset": DATA[stage], "finetuning_type": "full", "packing": False,
+            **stage_keys(stage, world)}
     whole = train(tiny_base, world, tmp_path / "whole", **same, per_device_train_batch_size=8)
     parts = train(tiny_base, world, tmp_path / "parts", **same, **layout)
     assert_close(whole, parts, 2e-4)
@@ -76,7 +78,8 @@ def test_packing_does_not_change_the_run(method: str, tiny_base: Path, world: Pa
 @pytest.mark.parametrize("stage", list(STAGES))
 def test_resumed_run_is_bit_identical(stage: str, method: str, tiny_base: Path, world: Path, tmp_path: Path) -> None:
     """Stopped after step 3 and started again, a run logs the same losses and writes the same bits, dropout included."""
-    same = {"stage": stage, "dataset": DATA[stage], "packing": False, "save_steps": 3, **METHODS[method]}
+    same = {"stage": stage, "dataset": DATA[stage], "packing": False, "save_steps": 3, **METHODS[method],
+            **stage_keys(stage, world)}
     never = train(tiny_base, world, tmp_path / "never", **same)
     again = tmp_path / "again"
     shutil.copytree(never, again, ignore=shutil.ignore_patterns("checkpoint-6", "*.safetensors"))
@@ -94,7 +97,7 @@ def test_merged_model_equals_adapter(stage: str, tiny_base: Path, world: Path, t
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     adapter = train(tiny_base, world, tmp_path / "adapter", stage=stage, dataset=DATA[stage], finetuning_type="lora",
-                    template="chatml", packing=False)
+                    template="chatml", packing=False, **stage_keys(stage, world))
     merged = tmp_path / "merged"
     assert main(["export", "--model_name_or_path", str(tiny_base), "--adapter_name_or_path", str(adapter),
                  "--template", "chatml", "--export_dir", str(merged)]) == 0

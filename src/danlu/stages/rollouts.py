@@ -3,7 +3,7 @@
 Shape legend: B prompts, N answers of each, R response tokens of the whole batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from danlu.core.console import notice
 from danlu.core.stream import Example
 from danlu.data.encode_prompts import read_note
 from danlu.generation.base import Completion, Generator
@@ -25,6 +26,7 @@ from danlu.stages.base import Surroundings
 from danlu.stages.reference import ReferenceModelKeys
 
 Row = NDArray[np.float32]
+LARGEST_GAP = 1e-3  # nats a token between sampling and training, up to which the recorded numbers serve
 
 
 class RolloutKeys(RewardKeys, ReferenceModelKeys):
@@ -66,7 +68,7 @@ class Rollouts:
     """Samples answers and has them rewarded."""
 
     def __init__(self, generator: Generator, settings: GenerationConfig, rewards: Rewards) -> None:
-        self._generator, self._settings, self._rewards = generator, settings, rewards
+        self._generator, self.settings, self._rewards = generator, settings, rewards
 
     def sample(self, prompts: Sequence[Example], samples: int, around: Surroundings) -> list[Rollout]:
         """Return `samples` answers of each prompt, those of one prompt side by side.
@@ -75,13 +77,47 @@ class Rollouts:
         """
         keys = [(around.seed, around.step, prompt.index) for prompt in prompts]
         found = self._generator.sample(
-            [prompt.input_ids.tolist() for prompt in prompts], self._settings, keys=keys, samples=samples)
+            [prompt.input_ids.tolist() for prompt in prompts], self.settings, keys=keys, samples=samples)
         return [rollout_of(prompt, completion, sample) for prompt, completions in zip(prompts, found, strict=True)
                 for sample, completion in enumerate(completions)]
 
     def reward(self, rollouts: Sequence[Rollout]) -> RewardTable:
         """Return the reward of each answer, and what each source gave."""
         return self._rewards.score([one.answer for one in rollouts])
+
+
+class SampledLogps:
+    """Whether log-probabilities recorded while sampling serve as the old policy's; the first step finds out.
+
+    Sampling and training run the same modules, but not the same kernels: they agree to rounding, or not at all
+    (quantised bases, 16-bit training). Where they agree, one forward pass a step is spared.
+    """
+
+    def __init__(self) -> None:
+        self.serve: bool | None = None
+
+    def checked(self, rollouts: Sequence[Rollout], fresh: Sequence[Row] | None, around: Surroundings) -> Sequence[Row]:
+        """Return log pi_old of each answer: `fresh`, computed anew, or what was recorded when that is not given."""
+        recorded = [one.logps for one in rollouts]
+        if fresh is None:
+            return recorded
+        if self.serve is None:
+            gap = max(float(np.abs(new - old).max()) for new, old in zip(fresh, recorded, strict=True))
+            self.serve = around.total([gap])[0] <= LARGEST_GAP
+            if not self.serve:
+                notice(f"sampling and training differ by up to {gap:.2g} nats a token: log-probabilities of sampled "
+                       "answers are computed anew")
+        return fresh
+
+    def state(self) -> dict[str, float]:
+        """Return what was found out."""
+        return {} if self.serve is None else {"sampled_logps_serve": float(self.serve)}
+
+    def load_state(self, saved: Mapping[str, float]) -> dict[str, float]:
+        """Take back what `state` returned; return the rest."""
+        rest = dict(saved)
+        self.serve = bool(rest.pop("sampled_logps_serve")) if "sampled_logps_serve" in rest else None
+        return rest
 
 
 def rollout_of(prompt: Example, completion: Completion, sample: int) -> Rollout:
@@ -129,14 +165,29 @@ def unpadded(table_BT: Tensor, rollouts: Sequence[Rollout]) -> list[Row]:
 
 
 
+def joined(examples: Sequence[Example], facts: tuple[float, ...] = ()) -> Example:
+    """Return the answers to one prompt as the segments of one example, so that the prompt is computed once."""
+    first = examples[0]
+    tracks = [one.tracks for one in examples if one.tracks is not None]
+    weights = [np.ones(len(one.input_ids), np.float32) if one.weights is None else one.weights for one in examples]
+    return Example(
+        np.concatenate([one.input_ids for one in examples]), np.concatenate([one.trained for one in examples]),
+        np.concatenate(weights), tuple(len(one.input_ids) for one in examples), first.index, facts,
+        np.concatenate(tracks, axis=1) if tracks else None)
+
+
 def token_scores(score: Callable[[StreamTensors], Sequence[Tensor]], rollouts: Sequence[Rollout],
-                 around: Surroundings) -> list[list[Row]]:
-    """Return, for each tensor (R,) that `score` gives, its part for each answer, without gradient."""
+                 around: Surroundings, *, together: int = 1) -> list[list[Row]]:
+    """Return, for each tensor (R,) that `score` gives, its part for each answer, without gradient.
+
+    together  answers to one prompt, which stand side by side
+    """
     columns: list[list[Row]] = []
-    for start in range(0, len(rollouts), around.micro_batch):
-        part = rollouts[start:start + around.micro_batch]
+    for start in range(0, len(rollouts), around.micro_batch * together):
+        part = rollouts[start:start + around.micro_batch * together]
+        groups = [joined([one.example for one in part[i:i + together]]) for i in range(0, len(part), together)]
         with torch.no_grad():
-            tensors = score(StreamTensors.of([one.example for one in part]).to(around.device))
+            tensors = score(StreamTensors.of(groups).to(around.device))
         columns = columns or [[] for _ in tensors]
         for column, tensor in zip(columns, tensors, strict=True):
             column += [row.numpy() for row in tensor.float().cpu().split([one.length for one in part])]
