@@ -103,7 +103,7 @@ def test_dpo_is_the_naive_loop(kind: str) -> None:
     """Four pairs of unequal lengths, in micro-batches of 3, 1 and 4: the sum of the losses, pair by pair."""
     smoothing = 0.2 if kind == "robust" else 0.0
     keys = DPOConfig(pref_loss=kind, pref_beta=BETA, simpo_gamma=0.7, dpo_label_smoothing=smoothing)
-    examples = make_examples([[(5, 7), (5, 3)], [(2, 4), (2, 9)], [(8, 1), (8, 6)], [(4, 4), (4, 4)]])
+    examples = make_examples([[(5, 7), (5, 3)], [(2, 4), (2, 9)], [(12, 1), (12, 6)], [(14, 4), (14, 4)]])
     policy, reference = doubled(1), doubled(2)
     rows = [(*naive_logps(policy, one), *naive_logps(reference, one)) for one in examples]
     ratios = [[sum(row[side]) - sum(row[side + 2]) for row in rows] for side in (0, 1)]
@@ -116,7 +116,7 @@ def test_dpo_is_the_naive_loop(kind: str) -> None:
 
 def test_additions_to_dpo() -> None:
     """pref_ftx adds the chosen answer's mean NLL; ld_alpha scales what is past the shorter answer; bco as written."""
-    examples = make_examples([[(5, 7), (5, 3)], [(2, 4), (2, 9)]])
+    examples = make_examples([[(15, 7), (15, 3)], [(2, 4), (2, 9)]])
     policy, reference = doubled(1), doubled(2)
 
     def run(**keys: float) -> float:
@@ -175,7 +175,7 @@ def test_adapter_off_is_the_reference(adapter: bool) -> None:
 
 def test_kto_is_the_naive_loop() -> None:
     """Three answers, two of them good; z is the mean ratio of the second segments over all three, clamped at 0."""
-    examples = make_examples([[(5, 7), (5, 3)], [(2, 4), (2, 9)], [(8, 1), (8, 6)]], [(1.0,), (0.0,), (1.0,)])
+    examples = make_examples([[(12, 7), (12, 3)], [(2, 4), (2, 9)], [(8, 1), (8, 6)]], [(1.0,), (0.0,), (1.0,)])
     for seeds in ((1, 2), (2, 1)):
         policy, reference = map(doubled, seeds)
         rows = [(naive_logps(policy, one), naive_logps(reference, one)) for one in examples]

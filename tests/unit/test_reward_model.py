@@ -42,7 +42,7 @@ def test_rm_is_the_naive_loop(kind: str) -> None:
     model = tiny_model("llama", seed=1)
     scorer = RewardLM(PackedLM(model))
     facts = [(0.5, 1.0), (0.0, 1.0), (0.0, 2.0 if kind == "pointwise" else 1.0)]
-    examples = make_examples([[(5, 7), (5, 3)], [(2, 4), (2, 9), (2, 1), (2, 5)], [(8, 1), (8, 6), (8, 2)]], facts)
+    examples = make_examples([[(5, 7), (5, 3)], [(12, 4), (12, 9), (12, 1), (12, 5)], [(8, 1), (8, 6), (8, 2)]], facts)
     expected = 0.0
     for one in examples:
         r = naive_rewards(scorer, model, one)

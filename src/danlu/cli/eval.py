@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from danlu.cli.key_help import key_table
-from danlu.core.arguments import split_file
-from danlu.core.console import notice
-from danlu.core.resolve import resolve
+from danlu.cli.run_keys import read_run_config
 
 USAGE = """usage: danlu eval [FILE.yaml] task=TASK [key=value ...] [--key value ...]
 
@@ -26,14 +24,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(USAGE, key_table(OWNERS), sep="\n", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
-    path, overrides = split_file(argv)
-    resolved = resolve(path, overrides, "eval")
-    # Imported here so that a mistake in the keys is told at once.
-    from danlu.run_config import build_run_config
-
-    config = build_run_config(resolved)
-    for text in config.notices:
-        notice(text)
+    config = read_run_config(argv, "eval")
     from danlu.evaluation.base import TASKS, EvalJob, run_task
     from danlu.generation.load import load_for_inference
 

@@ -4,9 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from danlu.cli.key_help import key_table
-from danlu.core.arguments import split_file
-from danlu.core.console import notice
-from danlu.core.resolve import resolve
+from danlu.cli.run_keys import read_run_config
 
 USAGE = """usage: danlu export [FILE.yaml] [key=value ...] [--key value ...]
 
@@ -14,6 +12,7 @@ Write base plus adapters as one model that every tool reads, with tokenizer, cha
     danlu export model_name_or_path=base adapter_name_or_path=runs/sft export_dir=merged
     danlu export model_name_or_path=runs/sft export_dir=merged          (an adapter knows its base)
     danlu export --model_name_or_path base --checkpoint_dir runs/sft --output_dir merged --template default
+    danlu export model_name_or_path=runs/rm export_dir=judge            (a reward model becomes a sequence classifier)
 The result is compared with base plus adapter before it takes its name; export_report.json holds the numbers."""
 OWNERS = ("export", "model")
 
@@ -23,14 +22,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(USAGE, key_table(OWNERS), sep="\n", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
-    path, overrides = split_file(argv)
-    resolved = resolve(path, overrides, "export")
-    # Imported here so that a mistake in the keys is told at once.
-    from danlu.run_config import build_run_config
-
-    config = build_run_config(resolved)
-    for text in config.notices:
-        notice(text)
+    config = read_run_config(argv, "export")
     from danlu.export.merge import export_model
 
     report = export_model(

@@ -4,10 +4,8 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from danlu.cli.key_help import TITLES, shown
+from danlu.cli.run_keys import read_run_config
 from danlu.core import schema
-from danlu.core.arguments import split_file
-from danlu.core.console import notice
-from danlu.core.resolve import resolve
 
 USAGE = """usage: danlu plan FILE.yaml [key=value ...]
        danlu plan --given FILE.yaml ...   show only the keys that were given
@@ -21,13 +19,9 @@ def main(argv: Sequence[str]) -> int:
     if not argv or any(word in ("-h", "--help") for word in argv):
         print(USAGE, file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
-    path, overrides = split_file([word for word in argv if word != "--given"])
-    resolved = resolve(path, overrides, "plan")
-    from danlu.run_config import SECRETS, build_run_config
+    config = read_run_config([word for word in argv if word != "--given"], "plan")
+    from danlu.run_config import SECRETS
 
-    config = build_run_config(resolved)
-    for line in config.notices:
-        notice(line)
     only_given = "--given" in argv
     keys = [(key, value) for key, value in config.flat().items()
             if not only_given or config.origins.get(key, "default") != "default"]

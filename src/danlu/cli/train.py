@@ -4,9 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from danlu.cli.key_help import key_table
-from danlu.core.arguments import split_file
-from danlu.core.console import notice
-from danlu.core.resolve import resolve
+from danlu.cli.run_keys import read_run_config
 
 USAGE = """usage: danlu train FILE.yaml [key=value ...] [--key value ...]
        danlu train --key value ...
@@ -21,14 +19,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or any(word in ("-h", "--help") for word in argv):
         print(USAGE, key_table(OWNERS), sep="\n", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
-    path, overrides = split_file(argv)
-    resolved = resolve(path, overrides, "train")
-    # Imported here so that a mistake in the keys is told at once.
-    from danlu.run_config import build_run_config
-
-    config = build_run_config(resolved)
-    for line in config.notices:
-        notice(line)
+    config = read_run_config(argv, "train")
     # Imported last: torch takes seconds, and the notices are read meanwhile.
     from danlu.recipe import train
 

@@ -35,6 +35,7 @@ class LogitCheck:
     what: str
     difference: float
     allowed: float
+    unit: str = "logits"
 
     @property
     def passed(self) -> bool:
@@ -71,10 +72,12 @@ def logits_of(model: Any, ids: list[int]) -> Tensor:
     return logits_TV
 
 
-def compare_logits(what: str, expected_TV: Tensor, found_TV: Tensor, dtype: torch.dtype) -> LogitCheck:
+def compare_logits(
+    what: str, expected_TV: Tensor, found_TV: Tensor, dtype: torch.dtype, unit: str = "logits",
+) -> LogitCheck:
     """Return the largest difference beside what the number format allows."""
     scale = max(1.0, float(expected_TV.abs().max()))
-    return LogitCheck(what, float((expected_TV - found_TV).abs().max()), TOLERANCE.get(dtype, 1e-4) * scale)
+    return LogitCheck(what, float((expected_TV - found_TV).abs().max()), TOLERANCE.get(dtype, 1e-4) * scale, unit)
 
 
 def saved_logits(folder: Path, ids: list[int], dtype: torch.dtype) -> Tensor:

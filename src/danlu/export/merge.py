@@ -1,7 +1,5 @@
 """Merge adapters into their base and write one model that any tool of the ecosystem reads."""
 
-import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +7,22 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from danlu.core.console import notice, say, warn
-from danlu.core.errors import ConfigError, UserError
-from danlu.export.card import write_card
+from danlu.core.console import notice, say
+from danlu.core.errors import ConfigError
+from danlu.export.card import write_card, write_classifier_card
 from danlu.export.certificate import (
     LogitCheck,
-    TemplateCheck,
     compare_logits,
     compare_template,
     logits_of,
     probe_ids,
     saved_logits,
 )
+from danlu.export.classifier import ADAPTER, as_classifier, saved_rewards, value_head_folder, write_adapter
 from danlu.export.config import ExportConfig
 from danlu.export.folder import REPORT, check_space, check_target, whole_folder
 from danlu.export.modelfile import write_modelfile
+from danlu.export.report import ExportReport, refuse_or_say, write_report
 from danlu.generation.load import with_base_of_adapter
 from danlu.generation.transformers_backend import all_stop_ids, context_length
 from danlu.models.adapters import load_adapter
@@ -38,25 +37,13 @@ from danlu.templates import resolve
 from danlu.templates.base import ChatTemplate
 
 
-@dataclass(frozen=True, slots=True)
-class ExportReport:
-    """What was written and which checks it passed."""
-
-    folder: Path
-    base: str
-    adapters: tuple[str, ...]
-    dtype: str
-    files: tuple[str, ...]
-    logits: tuple[LogitCheck, ...]
-    template: TemplateCheck | None
-    modelfile: bool
-
-
 def export_model(
     model: ModelConfig, quantization: QuantizationConfig, adapter: AdapterConfig, export: ExportConfig, *,
     template: str | None = None, tool_format: str | None = None,
 ) -> ExportReport:
     """Write base plus adapters as one model to `export_dir`; without adapters the model is saved anew, in new shards.
+
+    A reward model, known by its value head, becomes a sequence classifier.
 
     Weights keep the base's number format unless infer_dtype names another.
     Raises UserError for a quantised base, a target in use, a disk too small, or a merge that changes the logits.
@@ -67,23 +54,55 @@ def export_model(
     chosen = _prepared_template(template, tokenizer, tool_format)
     network, dtype, probe, checks = _merged(source, quantization, adapter, export, tokenizer, chosen)
     check_space(target, sum(p.numel() * p.element_size() for p in network.parameters()))
-    network.generation_config = _generation_settings(network, tokenizer, chosen)
+    head = value_head_folder(source)
+    bases = (source.model_name_or_path or "", adapter_paths(source), str(dtype).removeprefix("torch."))
     with quiet_loading(), whole_folder(target) as partial:
-        network.save_pretrained(partial, max_shard_size=f"{export.export_size}GB")
-        tokenizer.save_pretrained(partial)
-        stops, context = _stop_ids(network, tokenizer, chosen), context_length(network.config)
-        has_modelfile = chosen is not None and write_modelfile(partial, tokenizer, stops, context)
-        expected = logits_of(network, probe)
-        del network
-        checks.append(compare_logits("saved = merged", expected, saved_logits(partial, probe, dtype), dtype))
+        if head is None:
+            kind, constant = "causal-lm", 0.0
+            has_modelfile = _write_language_model(partial, network, tokenizer, chosen, export)
+            expected = logits_of(network, probe)
+            del network
+            checks.append(compare_logits("saved = merged", expected, saved_logits(partial, probe, dtype), dtype))
+            write_card(partial, base=bases[0], adapters=bases[1], dtype=bases[2], has_template=chosen is not None)
+        else:
+            kind, has_modelfile = "sequence-classification", False
+            check, constant = _write_classifier(partial, network, tokenizer, chosen, export, head, bases)
+            checks.append(check)
         same_ids = compare_template(chosen, tokenizer, partial) if chosen else None
-        bases = (source.model_name_or_path or "", adapter_paths(source), str(dtype).removeprefix("torch."))
-        write_card(partial, base=bases[0], adapters=bases[1], dtype=bases[2], has_template=chosen is not None)
         files = tuple(sorted({child.name for child in partial.iterdir()} | {REPORT}))
-        report = ExportReport(target, *bases, files, tuple(checks), same_ids, has_modelfile)
-        _refuse_or_say(report)
-        _write(report, partial)
+        report = ExportReport(target, *bases, files, tuple(checks), same_ids, has_modelfile, kind, constant)
+        refuse_or_say(report)
+        write_report(report, partial)
     return report
+
+
+def _write_language_model(
+    partial: Path, network: Any, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None,
+    export: ExportConfig,
+) -> bool:
+    """Write model and tokenizer, and a Modelfile where the template allows one; say whether it does."""
+    network.generation_config = _generation_settings(network, tokenizer, template)
+    network.save_pretrained(partial, max_shard_size=f"{export.export_size}GB")
+    tokenizer.save_pretrained(partial)
+    stops, context = _stop_ids(network, tokenizer, template), context_length(network.config)
+    return template is not None and write_modelfile(partial, tokenizer, stops, context)
+
+
+def _write_classifier(
+    partial: Path, network: Any, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None,
+    export: ExportConfig, head: Path, bases: tuple[str, tuple[str, ...], str],
+) -> tuple[LogitCheck, float]:
+    """Write the reward model as a sequence classifier; return the check of its rewards and the constant left out."""
+    found = as_classifier(network, head, tokenizer, template)
+    say(f"{head} holds a value head: a reward model is written, as {type(found.model).__name__}")
+    found.model.save_pretrained(partial, max_shard_size=f"{export.export_size}GB")
+    tokenizer.save_pretrained(partial)
+    has_adapter = bases[1] == (str(head),) and write_adapter(partial / ADAPTER, head, found)
+    write_classifier_card(partial, base=bases[0], adapters=bases[1], dtype=bases[2], has_template=template is not None,
+                          ends=found.ends, has_adapter=has_adapter)
+    dtype = found.model.dtype
+    check = compare_logits("saved = trained", found.rewards, saved_rewards(partial, found, dtype), dtype, "rewards")
+    return check, found.constant
 
 
 def _checked(
@@ -168,34 +187,3 @@ def _generation_settings(network: Any, tokenizer: PreTrainedTokenizerBase, templ
 
 def _stop_ids(network: Any, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> tuple[int, ...]:
     return tuple(sorted(all_stop_ids(network, tokenizer, template.stop_token_ids(tokenizer) if template else ())))
-
-
-def _refuse_or_say(report: ExportReport) -> None:
-    """Say what was proven. Raises UserError when float32 logits differ: such a model is not the trained one."""
-    for check in report.logits:
-        line = f"{check.what}: logits differ by at most {check.difference:.2e} (allowed {check.allowed:.2e})"
-        if check.passed:
-            say(line)
-        elif report.dtype == "float32":
-            raise UserError(f"the exported model is not the trained one: {line}", where=report.base,
-                            fix="report this with the adapter_config.json; nothing was written")
-        else:
-            warn(f"{line}; {report.dtype} rounds the merged weights, infer_dtype: float32 keeps them exact")
-    if report.template is None:
-        say("no chat template: neither the tokenizer nor `template` names one")
-        return
-    if not report.modelfile:
-        say("no Modelfile: the chat template has parts that Ollama's template language cannot express")
-    if report.template.passed:
-        say(f"chat template: {report.template.compared} dialogues have the same ids in danlu and in plain transformers")
-    else:
-        warn(f"chat template: {len(report.template.differing)} of {report.template.compared} dialogues have other ids "
-             f"in plain transformers than in danlu, which splits words at turns; see {REPORT}")
-
-
-def _write(report: ExportReport, folder: Path) -> None:
-    content = asdict(report) | {"folder": str(report.folder)}
-    content["logits"] = [asdict(check) | {"passed": check.passed} for check in report.logits]
-    if report.template is not None:
-        content["template"] = asdict(report.template) | {"passed": report.template.passed}
-    (folder / REPORT).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

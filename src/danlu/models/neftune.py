@@ -19,6 +19,8 @@ class EmbeddingNoise:
     def __init__(self, policy: PackedLM, alpha: float) -> None:
         self.alpha = alpha
         self._lengths: tuple[int, ...] = ()
+        self._policy = policy
+        policy.draws_noise = True
         embedding = base_of(policy.model).get_input_embeddings()
         self._handles: tuple[RemovableHandle, ...] = (
             policy.register_forward_pre_hook(self._see_stream, with_kwargs=True),
@@ -26,6 +28,7 @@ class EmbeddingNoise:
 
     def remove(self) -> None:
         """Take the hooks off again."""
+        self._policy.draws_noise = False
         for handle in self._handles:
             handle.remove()
 

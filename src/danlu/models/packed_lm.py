@@ -16,8 +16,8 @@ from danlu.core.console import notice
 from danlu.models.attention import IMPLEMENTATION, implementation
 from danlu.models.head import score_logits, score_with_entropy
 from danlu.models.padded import PaddedBatch
-from danlu.models.proof import RunPlan, base_of, make_plan, packed_hidden, padded_hidden
-from danlu.models.segments import Segments, in_flight
+from danlu.models.proof import RunPlan, base_of, make_plan, packed_hidden, padded_hidden, randomness
+from danlu.models.segments import Layout, in_flight
 from danlu.models.stream_tensors import StreamTensors
 
 Output = Literal["nll_sum", "logps", "entropy", "hidden"]
@@ -30,11 +30,13 @@ class LayoutReport:
     layout  packed | padded
     head    tiled | module | model
     notice  why not packed, why not tiled; empty when there is nothing to say
+    apart   why a prompt of several answers is computed for each of them; empty when it is computed once
     """
 
     layout: str
     head: str
     notice: str
+    apart: str = ""
 
 
 class PackedLM(nn.Module):
@@ -42,14 +44,18 @@ class PackedLM(nn.Module):
 
     The first forward tries the model on a few tokens and decides how to run it (`report()` tells); it says one notice
     when the model does not serve the packed layout or the tiled head. `label_smoothing` counts in training mode only.
+    Where segments of an example share their beginning, it is computed once if that changes no number; who adds noise
+    to the inputs while training sets `draws_noise`.
     """
 
     def __init__(self, model: nn.Module, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.model = model
         self.label_smoothing = label_smoothing
+        self.draws_noise = False
         self._plan: RunPlan | None = None
         self._own_implementation: str | None = None
+        self._random: list[nn.Module] | None = None
 
     def forward(self, stream: StreamTensors, *, output: Output = "nll_sum") -> Tensor:
         """Return sum_t w_t (-log p(y_t)), a float32 scalar; for "logps" every row's log p(y_t), (R,) float32.
@@ -76,7 +82,8 @@ class PackedLM(nn.Module):
             return LayoutReport("undecided", "undecided", "")
         head = self._plan.head
         kind = "model" if head is None else "tiled" if head.is_plain else "module"
-        return LayoutReport("packed" if self._plan.packed else "padded", kind, "; ".join(self._plan.reasons))
+        return LayoutReport("packed" if self._plan.packed else "padded", kind, "; ".join(self._plan.reasons),
+                            self._plan.apart)
 
     @contextmanager
     def generation_mode(self) -> Iterator[nn.Module]:
@@ -102,9 +109,29 @@ class PackedLM(nn.Module):
         """Return the hidden states of the supervised rows, (R, H)."""
         base = base_of(self.model)
         if plan.packed:
-            return packed_hidden(base, stream, Segments.of(stream))[stream.loss_rows]
+            layout = Layout.of(stream, shared=self._shares(stream, plan))
+            return layout.gather(packed_hidden(base, layout), stream.loss_rows)
         batch = PaddedBatch.of(stream)
         return batch.gather(padded_hidden(base, batch), stream.loss_rows)
+
+    def _shares(self, stream: StreamTensors, plan: RunPlan) -> bool:
+        """Return whether shared beginnings are computed once; say why not, when there are any."""
+        if stream.tree is None:
+            return False
+        against = plan.apart or self._why_random()
+        if against:
+            notice(f"{against}: a prompt with several answers is computed for each of them")
+        return not against
+
+    def _why_random(self) -> str:
+        """Return what would draw one mask for a whole tree where separate segments draw one each; empty: nothing."""
+        if not self.training:
+            return ""
+        if self.draws_noise:
+            return "noise is drawn for each segment"
+        if self._random is None:
+            self._random = randomness(self.model)
+        return "dropout is drawn for each segment" if any(one.training for one in self._random) else ""
 
     def _score_by_model(self, stream: StreamTensors, plan: RunPlan, output: Output) -> Tensor:
         """Let the model make its logits; adds its own auxiliary loss (MoE balancing) to the sum."""
@@ -129,7 +156,7 @@ class PackedLM(nn.Module):
             return out, batch.gather(out.logits, stream.loss_rows)
         keeps = "logits_to_keep" in inspect.signature(base_of(self.model).forward).parameters
         chosen = {"logits_to_keep": stream.loss_rows} if keeps else {}
-        with in_flight(Segments.of(stream)):
+        with in_flight(Layout.of(stream, shared=False).segments):
             out = self.model(
                 input_ids=stream.input_ids[None], position_ids=stream.position_ids[None], use_cache=False, **chosen)
         logits: Tensor = out.logits[0]

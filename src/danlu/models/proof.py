@@ -2,7 +2,8 @@
 
 Before the first step a dozen tokens in three segments go through the model both ways. The packed layout is taken only
 if every layer's attention reached danlu's function and the hidden states agree with those of the padded batch; the
-head is taken apart only if its logits agree with the model's own.
+head is taken apart only if its logits agree with the model's own; a shared prompt is computed once only if a small
+tree gives the hidden states of its segments.
 """
 
 from collections.abc import Iterator
@@ -10,19 +11,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from danlu.core.stream import Example
 from danlu.models.attention import IMPLEMENTATION, accepts, implementation
 from danlu.models.head import VocabularyHead, known_transforms
 from danlu.models.padded import PaddedBatch
-from danlu.models.segments import Segments, in_flight
+from danlu.models.segments import Layout, in_flight
 from danlu.models.stream_tensors import StreamTensors
 
 PROBE_LENGTHS = (5, 1, 6)
+PROBE_PREFIX, PROBE_BRANCHES = 8, (3, 1, 6)
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 QUANTISED_TOLERANCE = 5e-2  # int8 picks its outlier columns from the whole batch, padding included
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 FIT_FOR_SEGMENTS = {"full_attention", "sliding_attention"}
 
 
@@ -33,11 +38,13 @@ class RunPlan:
     packed   attention inside segments of the flat stream; otherwise a right-padded batch
     head     the head taken apart from the body; None: the model makes its own logits
     reasons  why not packed, why not taken apart: one sentence each
+    apart    why a shared prompt is computed once for each answer; empty when it is computed once
     """
 
     packed: bool
     head: VocabularyHead | None
     reasons: tuple[str, ...] = ()
+    apart: str = ""
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -51,11 +58,11 @@ def body_of(base: PreTrainedModel) -> nn.Module:
     return base.get_decoder() if body is base else body
 
 
-def packed_hidden(base: PreTrainedModel, stream: StreamTensors, segments: Segments) -> Tensor:
-    """Return the body's last hidden states over the flat stream, (T, H)."""
-    with in_flight(segments):
+def packed_hidden(base: PreTrainedModel, layout: Layout) -> Tensor:
+    """Return the body's last hidden states of all tokens that are computed, (C, H)."""
+    with in_flight(layout.segments):
         out = body_of(base)(
-            input_ids=stream.input_ids[None], position_ids=stream.position_ids[None], use_cache=False)
+            input_ids=layout.input_ids[None], position_ids=layout.position_ids[None], use_cache=False)
     hidden: Tensor = out.last_hidden_state
     return hidden[0]
 
@@ -79,7 +86,8 @@ def make_plan(model: nn.Module, stream: StreamTensors) -> RunPlan:
         hidden = batch.gather(padded_hidden(base, batch), everything)
         against = _why_not_packed(base, probe, hidden)
         head, objection = _find_head(base, hidden, batch.gather(own, everything))
-    return RunPlan(not against, head, tuple(reason for reason in (against, objection) if reason))
+        apart = against or _why_apart(base, stream)
+    return RunPlan(not against, head, tuple(reason for reason in (against, objection) if reason), apart)
 
 
 def probe_of(stream: StreamTensors) -> StreamTensors:
@@ -90,7 +98,16 @@ def probe_of(stream: StreamTensors) -> StreamTensors:
     starts = torch.tensor((0, *PROBE_LENGTHS), dtype=torch.int32, device=device).cumsum(0).to(torch.int32)
     return replace(
         stream, input_ids=ids, position_ids=positions, cu_seqlens=starts, lengths=PROBE_LENGTHS,
-        max_length=max(PROBE_LENGTHS))
+        max_length=max(PROBE_LENGTHS), tree=None)
+
+
+def probe_tree_of(stream: StreamTensors) -> StreamTensors:
+    """Return a prefix with three branches and a segment apart, made of the stream's own first tokens."""
+    lengths = (*(PROBE_PREFIX + own for own in PROBE_BRANCHES), *PROBE_LENGTHS[:1])
+    ids = np.resize(stream.input_ids[:sum(lengths)].cpu().numpy(), sum(lengths))
+    for start in np.cumsum(lengths)[:len(PROBE_BRANCHES) - 1]:
+        ids[start:start + PROBE_PREFIX] = ids[:PROBE_PREFIX]
+    return StreamTensors.of([Example(ids, np.zeros(len(ids), np.bool_), lengths=lengths)]).to(stream.input_ids.device)
 
 
 def _why_not_packed(base: PreTrainedModel, probe: StreamTensors, expected: Tensor) -> str:
@@ -101,18 +118,39 @@ def _why_not_packed(base: PreTrainedModel, probe: StreamTensors, expected: Tenso
         return f"{name} has layers of type {', '.join(unfit)}"
     if not accepts(base):
         return f"{name} brings its own attention"
-    segments = Segments.of(probe, counted=True)
+    layout = Layout.of(probe, shared=False, counted=True)
     try:
         with implementation(base, IMPLEMENTATION):
-            hidden = packed_hidden(base, probe, segments)
+            hidden = packed_hidden(base, layout)
     except (AttributeError, TypeError, IndexError, NotImplementedError, RuntimeError) as error:
         return f"{name} does not run over segments ({type(error).__name__})"
-    windows = segments.windows or []
+    windows = layout.segments.windows or []
     if len(windows) != text.num_hidden_layers:
         return f"{name} has {text.num_hidden_layers} layers, {len(windows)} of them attend inside segments"
     if sum(window is not None for window in windows) < layer_types.count("sliding_attention"):
         return f"{name} keeps its sliding window in the mask alone"
     return "" if agree(base, hidden, expected) else f"{name} computes something else over segments"
+
+
+def _why_apart(base: PreTrainedModel, stream: StreamTensors) -> str:
+    """Return why segments that share their beginning must be computed apart; empty when they need not."""
+    probe, name = probe_tree_of(stream), type(base).__name__
+    everything = torch.arange(probe.num_tokens, device=probe.input_ids.device)
+    try:
+        with implementation(base, IMPLEMENTATION):
+            layouts = [Layout.of(probe, shared=shared) for shared in (True, False)]
+            once, apart = (layout.gather(packed_hidden(base, layout), everything) for layout in layouts)
+    except (IndexError, NotImplementedError, RuntimeError, ValueError) as error:
+        return f"{name} does not run over shared prompts ({type(error).__name__})"
+    return "" if agree(base, once, apart) else f"{name} computes something else over shared prompts"
+
+
+def randomness(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that draw random numbers while they train: dropout, and routers with jitter."""
+    return [module for module in model.modules()
+            if (isinstance(module, DROPOUTS) and module.p > 0)
+            or any(("drop" in name or "jitter" in name) and isinstance(value, float) and value > 0
+                   for name, value in vars(module).items())]
 
 
 def _find_head(base: PreTrainedModel, hidden: Tensor, own: Tensor) -> tuple[VocabularyHead | None, str]:

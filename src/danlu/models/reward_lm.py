@@ -68,9 +68,20 @@ def save_value_head(model: WithValueHead, folder: Path) -> None:
 
 def load_value_head(model: WithValueHead, folder: Path) -> None:
     """Read the head that `save_value_head` wrote. Raises UserError when it is absent or of another size."""
+    _read_into(model.value_head, folder)
+
+
+def read_value_head(base: PreTrainedModel, folder: Path) -> nn.Linear:
+    """Return the head that `save_value_head` wrote for this model. Errors as of `load_value_head`."""
+    head = new_value_head(base)
+    _read_into(head, folder)
+    return head
+
+
+def _read_into(head: nn.Linear, folder: Path) -> None:
     try:
         state = load_file(folder / VALUE_HEAD)
-        model.value_head.load_state_dict({own: state[name] for own, name in NAMES.items()})
+        head.load_state_dict({own: state[name] for own, name in NAMES.items()})
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"no value head that fits the model: {str(error).strip().splitlines()[0]}",
                         where=str(folder / VALUE_HEAD), fix="name the folder that stage rm wrote") from error

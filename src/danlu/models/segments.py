@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from danlu.models.stream_tensors import StreamTensors
@@ -19,31 +20,78 @@ from danlu.models.stream_tensors import StreamTensors
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """Causal segments laid end to end.
+    """Causal segments laid end to end; with `parents` a tree: a branch sees itself and the whole block it continues.
 
-    lengths      (S,)          tokens in each segment, plain integers
-    cu_seqlens   (S+1,) int32  where segments start and end, on the device of the stream
-    max_length                 the longest segment
+    lengths      (N,)          tokens in each block, plain integers
+    cu_seqlens   (N+1,) int32  where blocks start and end, on the device of the stream
+    max_length                 the longest block
     windows      filled with each attention call's sliding window while the layers are being counted, else None
+    parents      (N,)          the block that a branch continues, -1 for a root; empty when all are roots
     """
 
     lengths: tuple[int, ...]
     cu_seqlens: Tensor
     max_length: int
     windows: list[int | None] | None = field(default=None)
+    parents: tuple[int, ...] = ()
 
-    @classmethod
-    def of(cls, stream: StreamTensors, *, counted: bool = False) -> "Segments":
-        """Return the segments of a stream; `counted` ones note every attention call that they reach."""
-        return cls(stream.lengths, stream.cu_seqlens, stream.max_length, [] if counted else None)
+    @cached_property
+    def prefixes(self) -> tuple[int, ...]:
+        """Tokens that stand before each block's first one, (N,)."""
+        return tuple(self.lengths[parent] if parent >= 0 else 0 for parent in self.parents) or (0,) * len(self.lengths)
 
     @cached_property
     def groups(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        """Segments by length: (length, which segments), so that equal ones share one attention call."""
-        by_length: dict[int, list[int]] = {}
-        for index, length in enumerate(self.lengths):
-            by_length.setdefault(length, []).append(index)
-        return tuple((length, tuple(members)) for length, members in by_length.items())
+        """Blocks of one shape: (tokens before it, which blocks), so that equal ones share one attention call."""
+        by_shape: dict[tuple[int, int], list[int]] = {}
+        for index, shape in enumerate(zip(self.prefixes, self.lengths, strict=True)):
+            by_shape.setdefault(shape, []).append(index)
+        return tuple((before, tuple(members)) for (before, _), members in by_shape.items())
+
+    @cached_property
+    def contexts(self) -> tuple[Tensor, Tensor, int]:
+        """What each block sees, one behind the other: its tokens (K,), bounds (N+1,) int32, and the longest context."""
+        device, starts = self.cu_seqlens.device, [0]
+        for length in self.lengths:
+            starts.append(starts[-1] + length)
+        pieces = [torch.arange(starts[at], starts[at + 1]) for at in range(len(self.lengths))]
+        seen = [torch.cat([pieces[parent], piece]) if parent >= 0 else piece
+                for parent, piece in zip(self.parents or (-1,) * len(pieces), pieces, strict=True)]
+        bounds = torch.tensor([0, *map(len, seen)]).cumsum(0).to(torch.int32)
+        return torch.cat(seen).to(device), bounds.to(device), max(map(len, seen))
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What a body is given: the plain stream, or its tree with shared beginnings left out.
+
+    input_ids     (C,)  tokens that are computed
+    position_ids  (C,)  their positions in their segments
+    places        (T,)  where each token of the plain stream is found; None: at its own index
+    segments            what may see what
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    places: Tensor | None
+    segments: Segments
+
+    @classmethod
+    def of(cls, stream: StreamTensors, *, shared: bool, counted: bool = False) -> "Layout":
+        """Lay a stream out; `counted` segments note every attention call that they reach."""
+        windows: list[int | None] | None = [] if counted else None
+        tree = stream.tree
+        if tree is None or not shared:
+            segments = Segments(stream.lengths, stream.cu_seqlens, stream.max_length, windows)
+            return cls(stream.input_ids, stream.position_ids, None, segments)
+        bounds = torch.tensor([0, *tree.lengths]).cumsum(0).to(stream.cu_seqlens)
+        segments = Segments(tree.lengths, bounds, max(tree.lengths), windows, tree.parents)
+        return cls(stream.input_ids[tree.kept], stream.position_ids[tree.kept], tree.places, segments)
+
+    def gather(self, values_CX: Tensor, rows_R: Tensor) -> Tensor:
+        """Return the entries of positions of the plain stream, (R, X); some may be asked for several times."""
+        # index_select adds up the gradients of a repeated row in order, so that a run repeats bit for bit
+        return values_CX.index_select(0, rows_R if self.places is None else self.places[rows_R])
 
 
 _IN_FLIGHT: ContextVar[Segments | None] = ContextVar("danlu_segments", default=None)

@@ -1,23 +1,49 @@
 """A flat token stream as torch tensors: what crosses from the collator to a device and into a model.
 
-Shape legend: T tokens of the stream, S segments, R supervised rows, B examples, F facts.
+Shape legend: T tokens of the stream, C tokens that are computed where segments share their beginnings, S segments,
+N blocks of the tree, R supervised rows, B examples, F facts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from danlu.core.stream import Example, Stream, flatten
+from danlu.core.prefix_tree import share_prefixes
+from danlu.core.stream import Example, IntArray, Stream, flatten
 
 TENSORS = ("input_ids", "position_ids", "cu_seqlens", "loss_rows", "loss_targets", "loss_weights", "owners", "facts",
            "tracks")
 
 
 @dataclass(frozen=True)
+class TreeTensors:
+    """The torch mirror of `core.prefix_tree.PrefixTree`: the stream with each shared beginning computed once.
+
+    kept     (C,) int64  tokens of the plain stream that are computed, in order
+    places   (T,) int64  where among them each token of the plain stream is found
+    lengths  (N,)        tokens in each block
+    parents  (N,)        the block that a branch continues; -1 for a block that starts at position 0
+    """
+
+    kept: Tensor
+    places: Tensor
+    lengths: tuple[int, ...]
+    parents: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are computed, C."""
+        return int(self.kept.shape[0])
+
+
+@dataclass(frozen=True)
 class StreamTensors:
     """The torch mirror of `core.stream.Stream`; lengths are plain integers, so that layout never waits on a device.
+
+    Every index counts the tokens as the data has them, a shared prompt once for each answer; `tree` says which of
+    them a model that can computes once.
 
     input_ids    (T,)   int64    all segments one behind the other
     position_ids (T,)   int64    restart at 0 in each segment
@@ -31,6 +57,7 @@ class StreamTensors:
     max_length                   the longest of them
     facts        (B, F) float32  what the stage knows of each example beside its tokens
     tracks       (K, R) float32  what the stage knows of each supervised row's target
+    tree                         what the segments of an example share; None: nothing
     """
 
     input_ids: Tensor
@@ -45,6 +72,7 @@ class StreamTensors:
     max_length: int
     facts: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     tracks: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    tree: TreeTensors | None = None
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> "StreamTensors":
@@ -72,6 +100,7 @@ class StreamTensors:
             max_length=max(lengths, default=0),
             facts=torch.as_tensor(stream.facts, dtype=torch.float32),
             tracks=torch.as_tensor(stream.tracks, dtype=torch.float32),
+            tree=_tree(stream.input_ids, lengths, stream.owners[filled]),
         )
 
     @property
@@ -86,9 +115,19 @@ class StreamTensors:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "StreamTensors":
         """Return the same stream on `device`; counts stay plain integers."""
-        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in TENSORS}
-        return replace(self, **moved)
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "StreamTensors":
         """Return the same stream in page-locked memory, from which copies to a GPU overlap with work."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in TENSORS})
+        return self._moved(lambda tensor: tensor.pin_memory())
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "StreamTensors":
+        tree = self.tree and replace(self.tree, kept=move(self.tree.kept), places=move(self.tree.places))
+        return replace(self, tree=tree, **{name: move(getattr(self, name)) for name in TENSORS})
+
+
+def _tree(ids_T: IntArray, lengths: tuple[int, ...], owners_S: IntArray) -> TreeTensors | None:
+    tree = share_prefixes(ids_T, lengths, owners_S.tolist())
+    if tree is None:
+        return None
+    return TreeTensors(torch.as_tensor(tree.kept), torch.as_tensor(tree.places), tree.lengths, tree.parents)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -78,7 +77,7 @@ def _reward_lm(source: str, adapters: tuple[str, ...], keys: RewardKeys, context
                 "(reward_model) and its adapter (reward_model_adapters)")
     model_keys = own_model_config(source, context).model_copy(update={"adapter_name_or_path": adapters})
     quantization = context.quantization.model_copy(update={"quantization_bit": keys.reward_model_quantization_bit})
-    with keys_renamed(**NAMES), torch.random.fork_rng(devices=[]):  # a reward draws no random numbers
+    with keys_renamed(**NAMES):
         model = load_model(model_keys, quantization, context.adapter, tokenizer=context.tokenizer, trainable=False,
                            compute_dtype=context.compute_dtype, max_length=context.max_length)
         scorer = RewardLM(PackedLM(model))

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-import torch
 from peft import PeftModel
 
 from danlu.core.console import warn
@@ -32,7 +31,7 @@ class LoraReward(RewardSource):
 
     def __init__(self, policy: PeftModel, adapter: str, folder: Path, size: int) -> None:
         self._policy, self._adapter, self._size = policy, adapter, size
-        with using_adapter(policy, adapter), torch.random.fork_rng(devices=[]):  # a reward draws no random numbers
+        with using_adapter(policy, adapter):  # keeps a vocabulary head that trains from being frozen
             self._scorer = RewardLM(PackedLM(policy))
         load_value_head(self._scorer, folder)
         self.network = self._scorer.value_head

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from danlu.rewards.base import REWARDS, Answer, RewardContext, RewardSource, checked
@@ -60,8 +61,9 @@ class Rewards:
 def build_rewards(keys: RewardKeys, context: RewardContext) -> Rewards:
     """Build every source that the keys name. Raises UserError for one that is missing or does not fit the policy."""
     named = list(zip(_names(keys), keys.reward_model_type, keys.reward_model, keys.weights, strict=True))
-    sources = [Weighted(name, REWARDS[kind].build(source, keys, context), weight)
-               for name, kind, source, weight in named]
+    with torch.random.fork_rng(devices=[]):  # what the policy draws does not depend on its rewards
+        sources = [Weighted(name, REWARDS[kind].build(source, keys, context), weight)
+                   for name, kind, source, weight in named]
     for one in sources:
         if one.source.network is not None:
             one.source.network.requires_grad_(False).eval()

@@ -26,7 +26,7 @@ def score_ids(
     with torch.no_grad():
         for start in range(0, len(order), size):
             part = order[start:start + size]
-            stream = StreamTensors.of([_example(answers[index]) for index in part]).to(device)
+            stream = StreamTensors.of([example_of(answers[index]) for index in part]).to(device)
             for index, score in zip(part, network(stream).tolist(), strict=True):
                 scores[index] = score
     return scores
@@ -63,6 +63,7 @@ def _has_tokenizer(name: str) -> bool:
     return folder is None or has_any(folder, TOKENIZER_FILES)
 
 
-def _example(answer: Answer) -> Example:
+def example_of(answer: Answer) -> Example:
+    """Return prompt and answer as one segment without targets."""
     ids = np.array((*answer.prompt_ids, *answer.ids), np.int64)
     return Example(ids, np.zeros(len(ids), np.bool_))
