@@ -25,6 +25,7 @@ from danlu.engine import trackers
 from danlu.engine.distributed import on_main
 from danlu.engine.evaluate import check_metric
 from danlu.engine.loop import Engine, TrainResult
+from danlu.evaluation.predict import predict
 from danlu.generation.base import BACKENDS
 from danlu.generation.config import GenerationConfig
 from danlu.models.actor_critic import ActorCritic
@@ -101,10 +102,8 @@ def train(config: RunConfig) -> dict[str, float]:
     if evaluates and prepared.evaluation and not config.predict_with_generate:
         numbers |= engine.evaluate(stage, prepared.evaluation)
     if config.do_predict or (config.do_eval and config.predict_with_generate):
-        from danlu.evaluation.predict import predict
-
         run.begin()
-        numbers |= predict(config, stage.models.policy, prepared.context, run)
+        numbers |= predict(config, stage.models.policy, prepared.context, run, prepared.evaluation)
     say("results: " + ", ".join(f"{name} {value:.6g}" for name, value in numbers.items()))
     return numbers
 

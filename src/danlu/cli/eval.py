@@ -9,12 +9,14 @@ from danlu.cli.run_keys import read_run_config
 
 USAGE = """usage: danlu eval [FILE.yaml] task=TASK [key=value ...] [--key value ...]
 
-Test a base model, an adapter or a merged model.
+Test a base model, an adapter, a merged model or a reward model.
     danlu eval task=exact model_name_or_path=runs/sft dataset=held_out.jsonl save_dir=runs/sft/eval
     danlu eval task=perplexity model_name_or_path=base dataset=prose.txt
+    danlu eval task=pairs model_name_or_path=runs/rm dataset=preferences.jsonl save_dir=runs/rm/eval
 exact       the share of last answers reproduced word for word, greedily; per `lang` column or data set as well
 perplexity  exp of the mean loss per supervised token
-save_dir receives eval_results.json and generated_predictions.jsonl."""
+pairs       how often a reward model ranks answers as people did, its mean margin and calibration; per data set as well
+save_dir receives eval_results.json and generated_predictions.jsonl; of pairs calibration.json and its picture too."""
 OWNERS = ("evaluation", "model", "quantization", "data", "generation")
 BATCH_SIZE = 32  # when batch_size is not given: generation gains most up to here, on a CPU too
 
@@ -26,7 +28,6 @@ def main(argv: Sequence[str]) -> int:
         return 0 if argv else 2
     config = read_run_config(argv, "eval")
     from danlu.evaluation.base import TASKS, EvalJob, run_task
-    from danlu.generation.load import load_for_inference
 
     given = config.origins.get("batch_size", "default") != "default"
     batch_size = config.evaluation.batch_size if given else BATCH_SIZE
@@ -35,11 +36,8 @@ def main(argv: Sequence[str]) -> int:
         TASKS[config.evaluation.task]
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    loaded = load_for_inference(
-        config.model, config.quantization, config.adapter, config.generation, template=config.data.template,
-        tool_format=config.data.tool_format, batch_size=batch_size)
-    job = EvalJob(loaded, config.data, config.evaluation, config.generation, config.stage, config.engine.seed,
-                  batch_size, folder)
+    job = EvalJob(config.model, config.quantization, config.adapter, config.data, config.evaluation, config.generation,
+                  config.stage, config.engine.seed, batch_size, folder)
     results = run_task(config.evaluation.task, job)
     for name, value in results.items():
         print(f"{name}: {value:.6g}")

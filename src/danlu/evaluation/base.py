@@ -1,7 +1,8 @@
-"""What an evaluation task is: a loaded model and data in, numbers out. One file per task, registered by name."""
+"""What an evaluation task is: a model and data in, numbers out. One file per task, registered by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from danlu.core.errors import ConfigError
@@ -12,14 +13,17 @@ from danlu.data.config import DataConfig
 from danlu.data.loader import Records, load_records
 from danlu.evaluation.config import EvaluationConfig
 from danlu.generation.config import GenerationConfig
-from danlu.generation.load import Loaded
+from danlu.generation.load import Loaded, load_for_inference
+from danlu.models.config import AdapterConfig, ModelConfig, QuantizationConfig
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EvalJob:
     """What a task works with. `folder` receives its files, None writes none."""
 
-    loaded: Loaded
+    model: ModelConfig
+    quantization: QuantizationConfig
+    adapter: AdapterConfig
     data: DataConfig
     evaluation: EvaluationConfig
     generation: GenerationConfig
@@ -28,10 +32,29 @@ class EvalJob:
     batch_size: int
     folder: Path | None
 
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The model, ready to answer; loaded when a task first asks for it."""
+        return load_for_inference(
+            self.model, self.quantization, self.adapter, self.generation, template=self.data.template,
+            tool_format=self.data.tool_format, batch_size=self.batch_size)
+
     def records(self, record_type: type[Record]) -> Records:
         """Return the records of eval_dataset, or of dataset when none is named."""
-        which = "eval" if self.data.eval_dataset or self.data.eval_file else "train"
-        return load_records(self.data, record_type, which=which, seed=self.seed)
+        return load_records(self.data, record_type, which=self._which, seed=self.seed)
+
+    def each_set(self, record_type: type[Record]) -> dict[str, Records]:
+        """Return the records of every data set by its name; of a single one, or a file, under the empty name."""
+        key = "eval_dataset" if self._which == "eval" else "dataset"
+        names = getattr(self.data, key)
+        if len(names) < 2:
+            return {"": self.records(record_type)}
+        return {Path(name).stem: load_records(self.data.model_copy(update={key: (name,)}), record_type,
+                                              which=self._which, seed=self.seed) for name in names}
+
+    @property
+    def _which(self) -> str:
+        return "eval" if self.data.eval_dataset or self.data.eval_file else "train"
 
 
 Task = Callable[[EvalJob], dict[str, float]]

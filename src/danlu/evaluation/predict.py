@@ -1,6 +1,8 @@
 """`do_predict` and `predict_with_generate`: answer the evaluation set after a run, compare texts, keep the answers."""
 
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate.utils import extract_model_from_parallel
@@ -9,15 +11,19 @@ from danlu.core.console import is_main_process, say
 from danlu.core.records import Conversation
 from danlu.core.run_dir import RunDir
 from danlu.data.config import DataConfig
+from danlu.data.dataset import TokenDataset
 from danlu.data.encode import EncodeContext
 from danlu.data.loader import Records, load_records, split_validation
 from danlu.engine.config import EngineConfig
 from danlu.evaluation.answer_quality import describe_answers
 from danlu.evaluation.exact import PREDICTIONS, accuracy
+from danlu.evaluation.judged import judge, measure, write_judged
 from danlu.evaluation.questions import CHUNK, answer, questions_of
 from danlu.evaluation.text_metrics import TextMetrics
 from danlu.generation.config import GenerationConfig
 from danlu.generation.transformers_backend import TransformersGenerator
+from danlu.models.proof import evaluating
+from danlu.models.reward_lm import RewardLM
 from danlu.templates import resolve
 
 
@@ -41,18 +47,44 @@ class PredictKeys(Protocol):
         """Return whether the results are called predict_ or eval_."""
 
 
-def predict(config: PredictKeys, policy: Any, context: EncodeContext, run: RunDir) -> dict[str, float]:
+def predict(
+    config: PredictKeys, policy: Any, context: EncodeContext, run: RunDir, sets: Mapping[str, TokenDataset],
+) -> dict[str, float]:
     """Return predict_bleu-4, predict_rouge-1, -2, -l and how the answers read; write them and every answer.
 
-    `policy` is the trained PackedLM. The first process answers for all.
+    `policy` is what was trained; of a reward model the rewards of the evaluation `sets` are written instead, with
+    predict_accuracy, -margin and -ece. The first process answers for all.
     Raises CapabilityError when the extra `eval` is not installed, before anything is generated.
     """
     if not is_main_process():
         return {}
+    packed, kind = extract_model_from_parallel(policy), "predict" if config.do_predict else "eval"
+    if isinstance(packed, RewardLM):
+        numbers = predict_rewards(packed, sets, run.path, config.engine.per_device_eval_batch_size)
+    else:
+        numbers = _predict_answers(config, packed, context, run)
+    results = {f"{kind}_{name}": value for name, value in numbers.items()}
+    run.write_results(kind, results)
+    return results
+
+
+def predict_rewards(scorer: RewardLM, sets: Mapping[str, TokenDataset], folder: Path, size: int) -> dict[str, float]:
+    """Write the rewards of every row of all sets; return how they agree with its order."""
+    began, device = time.monotonic(), scorer.value_head.weight.device
+    with evaluating(scorer):
+        judged = [one for dataset in sets.values() for one in judge(scorer, dataset, size=size, device=device)]
+    write_judged(folder, PREDICTIONS, judged)
+    return measure(judged) | _speed(time.monotonic() - began, len(judged))
+
+
+def _speed(seconds: float, count: int) -> dict[str, float]:
+    return {"runtime": round(seconds, 4), "samples_per_second": round(count / seconds, 3)}
+
+
+def _predict_answers(config: PredictKeys, packed: Any, context: EncodeContext, run: RunDir) -> dict[str, float]:
     metrics, tokenizer, batch = TextMetrics(), context.tokenizer, config.engine.per_device_eval_batch_size
     template = context.template or resolve(
         config.data.template, tokenizer, tool_format=config.data.tool_format)
-    packed = extract_model_from_parallel(policy)
     began = time.monotonic()
     with packed.generation_mode() as model:
         generator = TransformersGenerator(model, tokenizer, template.stop_token_ids(tokenizer), batch_size=batch)
@@ -67,11 +99,7 @@ def predict(config: PredictKeys, policy: Any, context: EncodeContext, run: RunDi
     numbers = metrics.mean([(one.completion.text, one.question.label) for one in answered])
     numbers |= {"exact": round(100 * accuracy(answered), 4)}
     numbers |= describe_answers([one.completion for one in answered])
-    numbers |= {"runtime": round(seconds, 4), "samples_per_second": round(len(answered) / seconds, 3)}
-    kind = "predict" if config.do_predict else "eval"
-    results = {f"{kind}_{name}": value for name, value in numbers.items()}
-    run.write_results(kind, results)
-    return results
+    return numbers | _speed(seconds, len(answered))
 
 
 def evaluation_records(config: PredictKeys) -> Records:
