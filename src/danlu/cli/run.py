@@ -28,7 +28,9 @@ A pipeline file:
         stage: sft
         model_name_or_path: models/base
         dataset: data/chat.jsonl
-      - {name: merged, run: export, model_name_or_path: "${steps.sft.output_dir}"}
+      - {name: dpo, run: train, stage: dpo, from: sft, dataset: data/pairs.jsonl}   # starts from the model of sft
+      - {name: merged, run: export, from: dpo}
+output_dir receives summary.json and pipeline.html, a page with the state and the curves of every step.
 ${steps.NAME.KEY} is a key of a step above, ${output_dir} the step's own folder, ${here} the folder of the file."""
 NAMED = {"--from": "start", "--only": "only"}
 

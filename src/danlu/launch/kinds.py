@@ -69,12 +69,13 @@ class Kind:
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (
     Kind("new", own=tuple(NewConfig.model_fields)),
-    Kind("train", results=("all_results.json",), shown=("train_loss", "eval_loss", "perplexity", "eval_perplexity"),
-         trains=True),
+    Kind("train", results=("all_results.json",), trains=True, shown=(
+        "train_loss", "eval_loss", "perplexity", "eval_perplexity", "eval_accuracy", "eval_rewards/accuracies",
+        "eval_reward")),
     Kind("export", folder_key="export_dir"),
-    Kind("eval", folder_key="save_dir", results=("eval_results.json",), shown=("accuracy", "perplexity")),
+    Kind("eval", folder_key="save_dir", results=("eval_results.json",), shown=("accuracy", "perplexity", "reward")),
     Kind("compare", folder_key="", own=("evaluations", "show")),
-    Kind("command", folder_key="", own=("command", "inputs")),
+    Kind("command", folder_key="", own=("command", "inputs"), results=("eval_results.json",), shown=("",)),
 )}
 
 

@@ -8,12 +8,13 @@ from typing import Literal
 
 from danlu.core.console import say
 from danlu.core.errors import ConfigError, UserError, did_you_mean
-from danlu.core.run_dir import CHECKPOINT_PREFIX, write_json
+from danlu.core.run_dir import CHECKPOINT_PREFIX, write_json, write_whole
 from danlu.launch.child import Finished, run_child
 from danlu.launch.compare import compare
 from danlu.launch.fingerprint import fingerprint
 from danlu.launch.journal import SUMMARY, Journal, Mark
 from danlu.launch.kinds import command_line
+from danlu.launch.page import PAGE, pipeline_page
 from danlu.launch.pipeline_file import Pipeline
 from danlu.launch.plan import Planned, plan_steps
 from danlu.launch.summary import Outcome, as_json, table
@@ -55,6 +56,8 @@ class PipelineRun:
                 continue
             label = f"[{number}/{len(self.steps)}] {step.name}"
             code = self._dry(step, label) if self.choice.dry_run else self._one(step, label)
+            if not self.choice.dry_run:
+                self._write_page()
             if code:
                 break
         if self.choice.dry_run:
@@ -112,6 +115,7 @@ class PipelineRun:
         say(f"{label}: {'going on' if state == 'resume' else 'begins'}")
         begun = Mark(found, f"{found}-{time.time_ns()}")
         self.journal.write(step.name, begun)
+        self._write_page(running=step.name)
         finished = self._execute(step)
         costs = replace(begun, seconds=finished.seconds, cpu_seconds=finished.cpu_seconds, peak_mib=finished.peak_mib)
         if finished.code:
@@ -154,7 +158,25 @@ class PipelineRun:
         self.outcomes = [reached.get(step.name, Outcome(step.name, "not run")) for step in self.steps]
         self.journal.output_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.journal.output_dir / SUMMARY, as_json(self.pipeline.name, self.outcomes))
-        print(f"\n{table(self.outcomes)}\n{os.path.join(self.pipeline.output_dir, SUMMARY)}", flush=True)
+        self._write_page()
+        places = [os.path.join(self.pipeline.output_dir, name) for name in (SUMMARY, PAGE)]
+        print("\n".join(["", table(self.outcomes), *places]), flush=True)
+
+    def _write_page(self, running: str = "") -> None:
+        """Write pipeline.html as things stand; `running` names the step that is under way."""
+        reached = {one.step: one for one in self.outcomes if one.status != "not run"}
+        shown = [Outcome(step.name, "running") if step.name == running else reached.get(step.name) or
+                 self._earlier(step) for step in self.steps]
+        self.journal.output_dir.mkdir(parents=True, exist_ok=True)
+        write_whole(self.journal.output_dir / PAGE,
+                    pipeline_page(self.pipeline.name, self.journal.output_dir, self.steps, shown))
+
+    def _earlier(self, step: Planned) -> Outcome:
+        """Return what an earlier run left of a step that this one has not reached."""
+        mark = self.journal.read(step.name)
+        if mark is None:
+            return Outcome(step.name, "not run")
+        return _outcome(step, "done earlier" if mark.is_done else "begun earlier", mark)
 
 
 def run_pipeline(pipeline: Pipeline, choice: Choice) -> int:

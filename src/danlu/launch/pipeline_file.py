@@ -12,18 +12,22 @@ from danlu.core.errors import ConfigError, did_you_mean
 from danlu.launch.kinds import KINDS
 
 TOP_KEYS = ("name", "output_dir", "environment", "defaults", "steps")
-STEP_KEYS = ("name", "run", "needs")
+STEP_KEYS = ("name", "run", "needs", "from")
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step as written. `keys` are those of its verb; `needs` names steps it waits for beside those it refers to."""
+    """One step as written. `keys` are those of its verb; `needs` names steps it waits for beside those it refers to.
+
+    source  the step whose model it starts from, as `from` says; None when it names its model itself
+    """
 
     name: str
     kind: str
     keys: dict[str, Entry]
     needs: tuple[str, ...]
     where: str
+    source: Entry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,9 @@ def _read_step(path: Path, node: yaml.Node) -> Step:
         if not KINDS[kind].knows(key):
             raise ConfigError(f'step {name}: {kind} has no key "{key}"', where=entry.where,
                               fix=did_you_mean(key, KINDS[kind].known(), list_all=len(KINDS[kind].known()) < 20))
-    return Step(name, kind, keys, tuple(needs), where)
+    if "from" in entries and not isinstance(entries["from"].value, str):
+        raise ConfigError(f'"from" is the name of a step, found {entries["from"].value!r}', where=entries["from"].where)
+    return Step(name, kind, keys, tuple(needs), where, entries.get("from"))
 
 
 def _overridden(pipeline: Pipeline, given: Sequence[Entry]) -> Pipeline:

@@ -15,6 +15,7 @@ from danlu.core.relevance import OWNERS
 from danlu.core.resolve import resolve
 from danlu.launch.journal import verb_file
 from danlu.launch.kinds import FOLDER, KINDS, Kind, verb_values
+from danlu.launch.model_source import ADAPTERS, MODEL, schema_name, source_entries, value_of
 from danlu.launch.pipeline_file import Pipeline, Step
 from danlu.launch.references import References
 from danlu.models.new_config import NewConfig
@@ -41,8 +42,8 @@ def plan_steps(pipeline: Pipeline) -> list[Planned]:
     planned: dict[str, Planned] = {}
     mistakes: list[str] = []
     for step in pipeline.steps:
-        entries = _entries_of(pipeline, step)
         try:
+            entries = _entries_of(pipeline, step, planned)
             planned[step.name] = _plan_step(pipeline, step, entries, planned)
             _check(planned[step.name], entries, step)
         except UserError as error:
@@ -53,13 +54,18 @@ def plan_steps(pipeline: Pipeline) -> list[Planned]:
     return list(planned.values())
 
 
-def _entries_of(pipeline: Pipeline, step: Step) -> dict[str, Entry]:
-    """Return the step's folder, the defaults its verb reads, and its own keys."""
+def _entries_of(pipeline: Pipeline, step: Step, before: Mapping[str, Planned]) -> dict[str, Entry]:
+    """Return the step's folder, the defaults its verb reads, the model of the step it starts from, its own keys."""
     kind = KINDS[step.kind]
     folder = Entry(FOLDER, str(Path(pipeline.output_dir) / step.name), step.where)
     defaults = {key: entry for key, entry in pipeline.defaults.items() if kind.takes_default(key)}
     own = {FOLDER if key == kind.folder_key else key: entry for key, entry in step.keys.items()}
-    return {FOLDER: folder, **defaults, **own}
+    if step.source is None:
+        return {FOLDER: folder, **defaults, **own}
+    defaults = {key: entry for key, entry in defaults.items() if schema_name(key) not in (MODEL, ADAPTERS)}
+    written = {key: entry.value for key, entry in {**defaults, **own}.items()}
+    given = source_entries(step.source, kind, own, value_of(written, "finetuning_type"), before)
+    return {FOLDER: folder, **defaults, **given, **own}
 
 
 def _plan_step(
@@ -75,7 +81,8 @@ def _plan_step(
     folder = str(references.resolve(entries[FOLDER]))
     own = References({**plain, FOLDER: folder}, seen)
     values = {key: folder if key == FOLDER else own.resolve(entry) for key, entry in entries.items()}
-    upstream = tuple(dict.fromkeys([*references.used, *own.used, *step.needs]))
+    source = [] if step.source is None else [str(step.source.value)]
+    upstream = tuple(dict.fromkeys([*references.used, *own.used, *source, *step.needs]))
     return Planned(step.name, KINDS[step.kind], values, Path(folder), upstream)
 
 
