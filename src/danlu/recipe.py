@@ -103,7 +103,8 @@ def train(config: RunConfig) -> dict[str, float]:
         numbers |= engine.evaluate(stage, prepared.evaluation)
     if config.do_predict or (config.do_eval and config.predict_with_generate):
         run.begin()
-        numbers |= predict(config, stage.models.policy, prepared.context, run, prepared.evaluation)
+        numbers |= predict(config, stage.models.policy, prepared.context, run, prepared.evaluation,
+                           record_type(config, prepared.stage))
     say("results: " + ", ".join(f"{name} {value:.6g}" for name, value in numbers.items()))
     return numbers
 

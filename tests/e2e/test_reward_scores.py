@@ -109,3 +109,16 @@ def test_prediction_of_verdicts(tiny_base: Path, world: Path, tmp_path: Path, da
     rows = [json.loads(line) for line in (out / "generated_predictions.jsonl").read_text("utf-8").splitlines()]
     assert [set(row) - {"origin"} for row in rows] == [{"chosen"}, {"rejected"}] * 8
     assert 0 <= read_json(out / "predict_results.json")["predict_accuracy"] <= 1
+
+
+@pytest.mark.parametrize(("stage", "dataset", "questions"), [("dpo", "pairs", 8), ("kto", "verdicts", 8)])
+def test_prediction_of_preferred_answers(stage: str, dataset: str, questions: int, tiny_base: Path, world: Path,
+                                         tmp_path: Path, danlu: Callable[..., int]) -> None:
+    """dpo answers the prompts of its pairs, kto those of its desirable answers; these are the references."""
+    out = tmp_path / "out"
+    assert danlu("train", {
+        "model_name_or_path": str(tiny_base), "stage": stage, "do_train": False, "do_predict": True,
+        "eval_dataset": dataset, "dataset_dir": str(world), "output_dir": str(out), "max_new_tokens": 4}) == 0
+    rows = [json.loads(line) for line in (out / "generated_predictions.jsonl").read_text("utf-8").splitlines()]
+    chosen = [row["chosen"] for row in json.loads((world / "pairs.json").read_text("utf-8"))]
+    assert len(rows) == questions and [row["label"] for row in rows] == chosen

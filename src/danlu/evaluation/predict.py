@@ -1,14 +1,14 @@
 """`do_predict` and `predict_with_generate`: answer the evaluation set after a run, compare texts, keep the answers."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate.utils import extract_model_from_parallel
 
 from danlu.core.console import is_main_process, say
-from danlu.core.records import Conversation
+from danlu.core.records import Conversation, Feedback, Preference, Record
 from danlu.core.run_dir import RunDir
 from danlu.data.config import DataConfig
 from danlu.data.dataset import TokenDataset
@@ -49,11 +49,13 @@ class PredictKeys(Protocol):
 
 def predict(
     config: PredictKeys, policy: Any, context: EncodeContext, run: RunDir, sets: Mapping[str, TokenDataset],
+    record: type[Record],
 ) -> dict[str, float]:
     """Return predict_bleu-4, predict_rouge-1, -2, -l and how the answers read; write them and every answer.
 
     `policy` is what was trained; of a reward model the rewards of the evaluation `sets` are written instead, with
-    predict_accuracy, -margin and -ece. The first process answers for all.
+    predict_accuracy, -margin and -ece. `record` is what the run reads: of preferences the best answer is the reference,
+    of verdicts the desirable ones are. The first process answers for all.
     Raises CapabilityError when the extra `eval` is not installed, before anything is generated.
     """
     if not is_main_process():
@@ -62,7 +64,7 @@ def predict(
     if isinstance(packed, RewardLM):
         numbers = predict_rewards(packed, sets, run.path, config.engine.per_device_eval_batch_size)
     else:
-        numbers = _predict_answers(config, packed, context, run)
+        numbers = _predict_answers(config, packed, context, run, record)
     results = {f"{kind}_{name}": value for name, value in numbers.items()}
     run.write_results(kind, results)
     return results
@@ -81,7 +83,9 @@ def _speed(seconds: float, count: int) -> dict[str, float]:
     return {"runtime": round(seconds, 4), "samples_per_second": round(count / seconds, 3)}
 
 
-def _predict_answers(config: PredictKeys, packed: Any, context: EncodeContext, run: RunDir) -> dict[str, float]:
+def _predict_answers(
+    config: PredictKeys, packed: Any, context: EncodeContext, run: RunDir, record: type[Record],
+) -> dict[str, float]:
     metrics, tokenizer, batch = TextMetrics(), context.tokenizer, config.engine.per_device_eval_batch_size
     template = context.template or resolve(
         config.data.template, tokenizer, tool_format=config.data.tool_format)
@@ -89,7 +93,7 @@ def _predict_answers(config: PredictKeys, packed: Any, context: EncodeContext, r
     with packed.generation_mode() as model:
         generator = TransformersGenerator(model, tokenizer, template.stop_token_ids(tokenizer), batch_size=batch)
         questions = questions_of(
-            evaluation_records(config), template, tokenizer, default_system=config.data.default_system,  # type: ignore[arg-type]
+            evaluation_dialogues(config, record), template, tokenizer, default_system=config.data.default_system,  # type: ignore[arg-type]
             enable_thinking=config.data.enable_thinking, context=generator.context)
         say(f"answering {len(questions)} questions")
         answered = list(answer(
@@ -102,9 +106,22 @@ def _predict_answers(config: PredictKeys, packed: Any, context: EncodeContext, r
     return numbers | _speed(seconds, len(answered))
 
 
-def evaluation_records(config: PredictKeys) -> Records:
-    """Return the dialogues of the evaluation set, or those that val_size sets aside."""
+def evaluation_dialogues(config: PredictKeys, record: type[Record]) -> Sequence[Conversation]:
+    """Return the dialogues of the evaluation set, or of what val_size sets aside, each ending on its reference."""
+    if record not in (Preference, Feedback):
+        return _evaluation_records(config, Conversation)  # type: ignore[return-value]
+    return [talk for one in _evaluation_records(config, record) for talk in _with_reference(one)]
+
+
+def _with_reference(one: Record) -> list[Conversation]:
+    if isinstance(one, Preference):
+        return [Conversation((*one.prompt, one.answers[0]), one.origin, one.tools)]
+    assert isinstance(one, Feedback)
+    return [Conversation(one.messages, one.origin)] if one.desirable else []
+
+
+def _evaluation_records(config: PredictKeys, kind: type[Record]) -> Records:
     data, seed = config.data, config.engine.seed
     if data.val_size:
-        return split_validation(load_records(data, Conversation, seed=seed), data.val_size, seed)[1]
-    return load_records(data, Conversation, which="eval", seed=seed)
+        return split_validation(load_records(data, kind, seed=seed), data.val_size, seed)[1]
+    return load_records(data, kind, which="eval", seed=seed)
