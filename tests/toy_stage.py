@@ -1,6 +1,6 @@
 """A bigram language model with its own stage, data set and saver: the engine's tests need no other part of danlu."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,8 +99,8 @@ class ToyData:
 
 
 class ToySaver:
-    def save(self, policy: nn.Module, folder: Path) -> None:
-        save_file(policy.state_dict(), folder / "model.safetensors")
+    def begin(self, policy: nn.Module, folder: Path) -> Callable[[], None]:
+        return lambda: save_file(policy.state_dict(), folder / "model.safetensors")
 
     def restore(self, policy: nn.Module, folder: Path) -> None:
         policy.load_state_dict(load_file(folder / "model.safetensors"))

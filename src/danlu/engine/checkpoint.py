@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,25 +40,67 @@ _WRITE_ERRORS = (OSError, SafetensorError, UserError)
 class Contents:
     """What goes into a checkpoint. `tensors` maps a file name to a value of torch.save; empty: not resumable."""
 
-    step: int
-    save_weights: Callable[[Path], None]
+    save_weights: Callable[[], None]
     state: Mapping[str, Any]
     tensors: Mapping[str, Any]
 
 
-def write_checkpoint(run: RunDir, contents: Contents) -> Path:
-    """Write one checkpoint and return its folder. A failure leaves every earlier checkpoint as it was."""
-    final = run.checkpoint(contents.step)
-    temporary = run.path / f"{TEMPORARY_PREFIX}{final.name}"
-    try:
-        _write(temporary, contents)
-        _remove(final)
-        temporary.rename(final)
-        sync_folder(run.path)
-    except _WRITE_ERRORS as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise _cannot_write(run, final, error) from error
-    return final
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A checkpoint under a temporary name: opened, then stored from live tensors, then sealed under its own name.
+
+    Only `store` reads tensors of the run; `seal` reads every byte again, which takes longer. A failure of any of them
+    is a UserError, removes the draft and leaves every earlier checkpoint as it was.
+    """
+
+    run: RunDir
+    step: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are until the checkpoint is whole."""
+        return self.run.path / f"{TEMPORARY_PREFIX}{self.final.name}"
+
+    @property
+    def final(self) -> Path:
+        """Where the checkpoint will be."""
+        return self.run.checkpoint(self.step)
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Turn a failed write inside the block into the user's error."""
+        try:
+            yield
+        except _WRITE_ERRORS as error:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise _cannot_write(self.run, self.final, error) from error
+
+    def open(self) -> None:
+        """Make the empty folder."""
+        with self.guarded():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+
+    def store(self, contents: Contents) -> None:
+        """Hand all files to the system; the tensors may change afterwards."""
+        with self.guarded():
+            contents.save_weights()
+            for name, value in contents.tensors.items():
+                _save_tensors(value, self.folder / name)
+            write_json(self.folder / STATE_FILE, contents.state)
+
+    def seal(self, *, resumable: bool) -> None:
+        """Bring every byte to the disk, write the manifest, and give the folder its name."""
+        with self.guarded():
+            files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+            facts = {str(path.relative_to(self.folder)): {"bytes": path.stat().st_size, "sha256": _sync(path)}
+                     for path in files}
+            write_json(self.folder / MANIFEST, {
+                "format": _FORMAT, "step": self.step, "resumable": resumable, "files": facts})
+            sync_folder(self.folder)
+            _remove(self.final)
+            self.folder.rename(self.final)
+            sync_folder(self.run.path)
 
 
 def load_tensors(folder: Path, name: str) -> Any:
@@ -166,21 +209,6 @@ def _checked(folder: Path) -> Path:
         raise ConfigError(f"not a whole checkpoint: {fault}", where=f"resume_from_checkpoint {folder}",
                           fix=f"try another one: {', '.join(others)}" if others else "start the run anew")
     return folder
-
-
-def _write(folder: Path, contents: Contents) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    contents.save_weights(folder)
-    for name, value in contents.tensors.items():
-        _save_tensors(value, folder / name)
-    write_json(folder / STATE_FILE, contents.state)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    facts = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sync(path)} for path in files}
-    write_json(folder / MANIFEST, {
-        "format": _FORMAT, "step": contents.step, "resumable": bool(contents.tensors), "files": facts})
-    sync_folder(folder)
 
 
 def _save_tensors(value: Any, path: Path) -> None:

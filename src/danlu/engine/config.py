@@ -136,6 +136,8 @@ class EngineConfig(StrictConfig):
         500, gt=0, description="Steps between checkpoints; below 1: a share of all steps.",
         json_schema_extra=only_with(save_strategy="steps"))
     save_total_limit: int | None = Field(None, ge=1, description="Checkpoints kept; the oldest go first.")
+    async_save: bool | None = Field(
+        None, description="Write checkpoints while training goes on; unset: when there is one process.")
     save_only_model: bool = Field(False, description="Leave optimiser and random state out; such a run cannot resume.")
 
     @model_validator(mode="after")

@@ -161,6 +161,7 @@ class Engine:
         if received:
             if session.saved_step != session.state.global_step:
                 self._save(session, weights_only=False)
+            session.settle()
             raise Interrupted(received[0], str(self._run.checkpoint(session.state.global_step)))
 
     def _watched(self, metrics: Mapping[str, float]) -> float:
@@ -184,6 +185,7 @@ class Engine:
         return limit is not None and session.state.stale >= limit
 
     def _finish(self, session: Session) -> TrainResult:
+        session.settle()
         state, stopped_early = session.state, session.state.global_step < session.plan.total_steps
         if stopped_early:
             say(f"stopped early at step {state.global_step}: {state.stale} evaluations without gain")

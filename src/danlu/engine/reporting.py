@@ -4,8 +4,9 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from accelerate import Accelerator
 from rich.console import Console
@@ -67,11 +68,11 @@ class Reporter:
         """Record the numbers of one evaluation."""
         self._record(dict(metrics))
 
-    def saved(self, folder: Any) -> None:
-        """Tell that a checkpoint is on the disk."""
-        self._run.append_text(f"step {self._state.global_step}: saved {folder.name}")
+    def saved(self, step: int, folder: Path) -> None:
+        """Tell that the checkpoint of `step` is on the disk."""
+        self._run.append_text(f"step {step}: saved {folder.name}")
         for hook in self._hooks:
-            hook.on_save(self._state.global_step, folder)
+            hook.on_save(step, folder)
 
     def _record(self, row: LogRow) -> None:
         state = self._state

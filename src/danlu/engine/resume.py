@@ -1,7 +1,7 @@
 """Going on from a checkpoint: put everything back, and refuse to pretend that a changed run is the same run."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +21,8 @@ _HARMLESS = ("processes", "per_device_train_batch_size", "total_steps")
 class Saver(Protocol):
     """Writes the policy as its user loads it, and reads exactly that back."""
 
-    def save(self, policy: nn.Module, folder: Path) -> None:
-        """Write weights, tokenizer and chat template into `folder`."""
+    def begin(self, policy: nn.Module, folder: Path) -> Callable[[], None]:
+        """Write into `folder` what is small; return what writes the weights as they are when it is called."""
 
     def restore(self, policy: nn.Module, folder: Path) -> None:
         """Load the weights of `save` into an already built policy, bit for bit."""

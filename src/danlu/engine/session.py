@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from danlu.core.console import notice, say
+from danlu.core.console import notice, say, warn
 from danlu.core.run_dir import RunDir
 from danlu.data.streaming.token_stream import TokenStream
 from danlu.engine import checkpoint, distributed, optimizers
@@ -25,6 +25,7 @@ from danlu.engine.schedules import Schedule
 from danlu.engine.state import TrainerState, random_state, restore_random_state
 from danlu.engine.step import Stepper, StepResult
 from danlu.engine.surroundings import place_frozen, surroundings
+from danlu.engine.writer import Saved, Writer
 from danlu.stages.base import Stage
 
 
@@ -47,6 +48,7 @@ class Session:
     stepper: Stepper
     state: TrainerState
     reporter: Reporter
+    writer: Writer
     flops_per_token: float
     resumed_from: Path | None = None
     saved_step: int = -1
@@ -78,27 +80,45 @@ class Session:
         state.window_steps += 1
         for name, value in result.metrics.items():
             state.window_metrics[name] = state.window_metrics.get(name, 0.0) + value
+        if self.accelerator.num_processes == 1:  # several tell together, when they meet in `settle`
+            self._tell(self.writer.collect())
         return result
 
     def save(self, *, weights_only: bool) -> None:
-        """Write a checkpoint of this moment; the random state is left as it was."""
+        """Write a checkpoint of this moment, after the one in flight; the random state is left as it was."""
         random_states = distributed.gather_lists(self.accelerator, [random_state()])
         state = self.state
 
-        def write() -> Path:
+        def begin() -> Saved | None:
+            draft = checkpoint.Draft(self.run, state.global_step)
+            draft.open()
+            with draft.guarded():
+                write_weights = self.saver.begin(self.policy, draft.folder)
             tensors = {} if weights_only else self._tensors(random_states)
-            contents = checkpoint.Contents(state.global_step, lambda folder: self.saver.save(self.policy, folder),
-                                           state.to_json(), tensors)
-            folder = checkpoint.write_checkpoint(self.run, contents)
-            self.run.write_json("trainer_state.json", state.to_json())
+            contents = checkpoint.Contents(write_weights, state.to_json(), tensors)
             best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
-            checkpoint.rotate(self.run, self.config.save_total_limit, best)
-            return folder
+            self.writer.start(lambda: draft.store(contents), lambda: self._seal(draft, contents, best))
+            return None if self.writer.in_background else self.writer.wait()
 
-        folder = distributed.on_main(self.accelerator, write)
+        self.settle()
+        saved = distributed.on_main(self.accelerator, begin)
         restore_random_state(random_states[self.accelerator.process_index])
         self.saved_step = -1 if weights_only else state.global_step
-        self.reporter.saved(folder)
+        self._tell(saved)
+
+    def settle(self) -> None:
+        """Return when the checkpoint in flight, if any, is whole. Raises UserError when it could not be written."""
+        self._tell(distributed.on_main(self.accelerator, self.writer.wait))
+
+    def _seal(self, draft: checkpoint.Draft, contents: checkpoint.Contents, best: str | None) -> Saved:
+        draft.seal(resumable=bool(contents.tensors))
+        self.run.write_json("trainer_state.json", contents.state)
+        checkpoint.rotate(self.run, self.config.save_total_limit, best)
+        return Saved(draft.step, draft.final)
+
+    def _tell(self, saved: Saved | None) -> None:
+        if saved is not None:
+            self.reporter.saved(saved.step, saved.folder)
 
     def restore(self, folder: Path) -> None:
         """Put optimiser, schedule, scaler and random state back; the weights are in place already."""
@@ -126,7 +146,9 @@ class Session:
         self.resumed_from = folder
 
     def close(self) -> None:
-        """Give the plain modules back to the stage and finish the trackers."""
+        """Finish the checkpoint in flight, give the plain modules back to the stage, and finish the trackers."""
+        if (error := self.writer.close()) is not None:
+            warn(str(error))
         models = self.stage.models
         models.policy = self.accelerator.unwrap_model(models.policy, keep_fp32_wrapper=False)
         for tracker in self.accelerator.trackers:
@@ -170,11 +192,13 @@ def open_session(config: EngineConfig, run: RunDir, saver: Saver, accelerator: A
     optimizer = accelerator.prepare_optimizer(optimizers.make_optimizer(groups, config))
     schedule = Schedule(optimizer.optimizer, config, plan.total_steps)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    writer = Writer(in_background=_saves_in_background(config, accelerator))
     stepper = Stepper(accelerator, stage, stage.models.policy, optimizer, trained, _cut(config, policy, accelerator),
-                      config.max_grad_norm, dataset.origin)
+                      config.max_grad_norm, dataset.origin, writer.before_change)
     session = Session(
         config, run, saver, accelerator, stage, policy, dataset, eval_sets, plan, _sampler(config, plan, dataset),
         optimizer, schedule, stepper, state, Reporter(config, run, plan, state, accelerator, hooks),
+        writer,
         flops_per_token=6.0 * _active_parameters(policy))
     _announce(session, folder)
     if folder is not None:
@@ -201,6 +225,11 @@ def _sampler(config: EngineConfig, plan: Plan, dataset: Examples) -> Sampler | S
     seed = config.data_seed if config.data_seed is not None else config.seed
     return Sampler(plan.num_examples, plan.global_batch, seed, not config.disable_shuffling,
                    config.dataloader_drop_last, lengths)
+
+
+def _saves_in_background(config: EngineConfig, accelerator: Accelerator) -> bool:
+    """Of several processes only the first would learn of a failed write, so that has to be asked for."""
+    return accelerator.num_processes == 1 if config.async_save is None else config.async_save
 
 
 def _cut(config: EngineConfig, policy: nn.Module, accelerator: Accelerator) -> MicroBatches:

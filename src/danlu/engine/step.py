@@ -7,7 +7,7 @@ they are dealt to processes.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,9 +35,17 @@ class StepResult:
     updates: int = 0
 
 
+def nothing() -> None:
+    """Wait for nobody."""
+
+
 @dataclass(slots=True)
 class Stepper:
-    """The parts that every step uses. `origins` names the row behind a data-set position."""
+    """The parts that every step uses.
+
+    origins        names the row behind a data-set position
+    before_change  waits for whoever still reads the weights and the optimiser's state
+    """
 
     accelerator: Accelerator
     stage: Stage
@@ -47,6 +55,7 @@ class Stepper:
     micro_batches: MicroBatches
     max_grad_norm: float
     origins: Any
+    before_change: Callable[[], None] = nothing
 
     def run(self, examples: Sequence[Example], *, counts: bool, step: int) -> StepResult:
         """Train on this process's examples of one global batch.
@@ -77,6 +86,7 @@ class Stepper:
         self._reduce(totals, metrics, weight, count or 1.0, float(norm), result)
         if not math.isfinite(result.loss) or not (math.isfinite(result.grad_norm) or self._scales()):
             self._stop(parts, totals, weight, step, result)
+        self.before_change()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         result.tokens += int(tokens_seen)

@@ -7,6 +7,7 @@ import copy
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,13 @@ class ModelSaver:
     def save(
         self, policy: nn.Module, folder: Path, *, dtype: torch.dtype | None = None, facts: CardFacts | None = None,
     ) -> None:
-        """Write weights, config, tokenizer with chat template, and model card into `folder`.
+        """Write weights, config, tokenizer with chat template, and model card into `folder`; see `begin`."""
+        self.begin(policy, folder, dtype=dtype, facts=facts)()
+
+    def begin(
+        self, policy: nn.Module, folder: Path, *, dtype: torch.dtype | None = None, facts: CardFacts | None = None,
+    ) -> Callable[[], None]:
+        """Write tokenizer and model card into `folder`; return what writes weights and config, on any thread.
 
         dtype  None keeps every weight as it trains (what `restore` needs); else a whole model is rounded to it, while
                an adapter stays float32: it is small, and rounding would change its answers
@@ -68,6 +75,16 @@ class ModelSaver:
         """
         folder.mkdir(parents=True, exist_ok=True)
         model = stock_model(policy)
+        if self.template is not None:
+            self.tokenizer.chat_template = self.template.jinja(self.tokenizer)
+        save_tokenizer(self.tokenizer, folder)
+        method = "lora" if isinstance(model, PeftModel) else "full"
+        write_model_card(folder, facts or self.facts or CardFacts(base=self.base, method=method))
+        return lambda: self._save_weights(policy, model, folder, dtype)
+
+    def _save_weights(
+        self, policy: nn.Module, model: PreTrainedModel | PeftModel, folder: Path, dtype: torch.dtype | None,
+    ) -> None:
         try:
             if isinstance(model, PeftModel):
                 self._save_adapter(model, folder, exact=dtype is None)
@@ -76,11 +93,6 @@ class ModelSaver:
             self._save_scorer(unwrapped(policy), folder, exact=dtype is None)
         except SafetensorError as error:
             raise as_os_error(error, folder) from error
-        if self.template is not None:
-            self.tokenizer.chat_template = self.template.jinja(self.tokenizer)
-        save_tokenizer(self.tokenizer, folder)
-        method = "lora" if isinstance(model, PeftModel) else "full"
-        write_model_card(folder, facts or self.facts or CardFacts(base=self.base, method=method))
 
     def restore(self, policy: nn.Module, folder: Path) -> None:
         """Load the weights that `save(..., dtype=None)` wrote into an already built policy, bit for bit.
