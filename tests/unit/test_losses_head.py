@@ -112,13 +112,21 @@ def test_logps_equal_the_float64_oracle(transform: LogitTransform, tile_rows: in
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_gradcheck(transform: LogitTransform) -> None:
-    hidden, weight, bias, targets, weights = operands(rows=3, hidden=2, vocab=4)
-    assert torch.autograd.gradcheck(
-        lambda h, w, b: linear_cross_entropy(h, w, targets, weights, bias_V=b, transform=transform, tile_rows=2),
-        (hidden, weight, bias))
+    hidden, weight, bias, targets, _ = operands(rows=3, hidden=2, vocab=4)
     assert torch.autograd.gradcheck(
         lambda h, w, b: linear_logps(h, w, targets, bias_V=b, transform=transform, tile_rows=2),
         (hidden, weight, bias))
+
+
+def test_the_head_s_gradient_is_handed_over_not_copied_and_serves_once() -> None:
+    """No tensor of the head's size is made in the backward pass: the one of the forward pass becomes weight.grad."""
+    hidden, weight, _, targets, weights = operands(rows=6, dtype=torch.float32)
+    total = linear_cross_entropy(hidden, weight, targets, weights)
+    made = total.grad_fn.grads[1].data_ptr()  # type: ignore[union-attr]
+    (total * 3.0).backward(retain_graph=True)
+    assert weight.grad is not None and weight.grad.data_ptr() == made
+    with pytest.raises(RuntimeError, match="one backward pass"):
+        total.backward()
 
 
 @pytest.mark.parametrize("frozen", ["nothing", "head", "body", "everything"])

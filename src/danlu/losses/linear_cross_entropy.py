@@ -144,7 +144,8 @@ class _Tiles:
         # float16 keeps too few bits for a gradient that is scaled only later
         kept = plan.accumulate if plan.compute == torch.float16 else plan.compute
         self.d_hidden = torch.empty_like(hidden, dtype=kept) if wants_hidden else None
-        self.d_weight = torch.zeros_like(weight, dtype=plan.accumulate) if wants_weight else None
+        self.wants_weight = wants_weight
+        self.d_weight: Tensor | None = None  # made by the first tile, which spares a pass that fills it with zeros
         self.d_bias = torch.zeros_like(weight[:, 0], dtype=plan.accumulate) if wants_bias else None
 
     def logits(self, rows: slice) -> Tensor:
@@ -163,14 +164,18 @@ class _Tiles:
         d_product = d_logits.to(self.plan.compute)
         if self.d_hidden is not None:
             self.d_hidden[rows] = d_product @ self.weight
-        if self.d_weight is None:
+        if not self.wants_weight:
             return
-        if self.d_weight.dtype == d_product.dtype:
+        if self.d_weight is None:
+            self.d_weight = (d_product.t() @ self.hidden[rows]).to(self.plan.accumulate)
+        elif self.d_weight.dtype == d_product.dtype:
             torch.addmm(self.d_weight, d_product.t(), self.hidden[rows], out=self.d_weight)
         else:
             self.d_weight += d_product.t() @ self.hidden[rows]
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        if self.wants_weight and self.d_weight is None:
+            self.d_weight = torch.zeros_like(self.weight, dtype=self.plan.accumulate)
         return self.d_hidden, self.d_weight, self.d_bias
 
 
@@ -193,16 +198,20 @@ class _WeightedNLL(torch.autograd.Function):
             total = torch.zeros((), dtype=plan.accumulate, device=hidden.device)
             for rows in plan.tiles(len(hidden)):
                 total += _nll_tile(tiles, rows, targets[rows, None], weights[rows, None].to(plan.accumulate))
-        ctx.save_for_backward(*tiles.gradients())
+        ctx.grads = tiles.gradients()
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return total
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        grads = [None if grad is None else (grad * upstream).to(dtype)
-                 for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return (*grads, None, None, None)
+        # in place, and handed over: the head's gradient is as large as the head, and is never held twice
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            raise RuntimeError("the gradients of linear_cross_entropy serve one backward pass")
+        scaled = [None if grad is None else grad.mul_(upstream).to(dtype)
+                  for grad, dtype in zip(grads, ctx.dtypes, strict=True)]
+        return (*scaled, None, None, None)
 
 
 def _nll_tile(tiles: _Tiles, rows: slice, targets_t1: Tensor, weights_t1: Tensor) -> Tensor:
