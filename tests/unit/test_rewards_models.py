@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from danlu.cli.main import main
 from danlu.core.errors import UserError
 from danlu.core.records import Message
 from danlu.models.config import AdapterConfig, ModelConfig, QuantizationConfig
@@ -66,6 +67,7 @@ def load(base: Path, adapter: AdapterConfig = LORA, seed: int = 0, **keys: Any) 
 def save_reward_model(base: Path, folder: Path, adapter: AdapterConfig = LORA, **keys: Any) -> Path:
     """Write what stage rm writes."""
     scorer = RewardLM(PackedLM(load(base, adapter, seed=3, **keys)))
+    scorer.value_head.bias.data.fill_(0.3)
     ModelSaver(tiny_tokenizer(chat_template=CHATML), None, str(base)).save(scorer, folder, dtype=torch.float32)
     return folder
 
@@ -350,6 +352,17 @@ def test_classifier_cuts_long_texts_and_says_so(
         wanted = logits_alone(model, [tokenizer(text)["input_ids"][kept] for text in texts]).softmax(-1)[:, 1]
         assert scored(tmp_path / "c", tiny_base, reward_text=kind) == pytest.approx(wanted.tolist(), abs=1e-5)
         assert capsys.readouterr().err.count("longer than the 8 tokens") == 1
+
+
+def test_an_exported_reward_model_is_read_alike_by_all_kinds(tiny_base: Path, tmp_path: Path) -> None:
+    """Stage rm's folder, its export as `full`, its export as `classifier`: equal but for the head's constant."""
+    whole = save_reward_model(tiny_base, tmp_path / "rm", FULL)
+    assert main(["export", f"model_name_or_path={whole}", f"export_dir={tmp_path / 'out'}"]) == 0
+    where = context(tiny_base, nn.Identity())
+    constant = float(load_file(whole / VALUE_HEAD)["v_head.summary.bias"])
+    wanted = [one - constant for one in rewards(whole, "full", where).score(ANSWERS).total]
+    assert rewards(tmp_path / "out", "full", where).score(ANSWERS).total == pytest.approx(wanted, abs=2e-5)
+    assert scored(tmp_path / "out", tiny_base) == pytest.approx(wanted, abs=2e-5)
 
 
 def test_labels() -> None:

@@ -1,5 +1,6 @@
 """Rewards without a model: rules and Python functions, sums with weights, and what each mistake is told."""
 
+import tempfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -37,7 +38,10 @@ def rewards(spec: Path | str, kind: str = "rules", **keys: Any) -> Any:
 
 
 def rule_scores(spec: str, *answers: Answer) -> list[float]:
-    return list(rewards(spec + "\n").score(answers).total)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(spec)
+        file.flush()
+        return list(rewards(file.name).score(answers).total)
 
 
 def told(call: Callable[[], Any], *parts: str, kind: type[UserError] = UserError) -> None:
@@ -71,6 +75,12 @@ def test_boxes_may_hold_braces() -> None:
     assert boxed(r"\boxed{1") is None
     assert final_text("x\n#### Paris \nignored") == "Paris"
     assert whole_number(" 72.0 ") == 72 and whole_number("72 apples") is None
+
+
+def test_rules_written_in_place() -> None:
+    source = rewards("- regex: blue\n- length: 2\n")
+    assert source.score([answer("blue", 3)]).total == [0.99]
+    told(lambda: rewards("- regex: blue\n- lenth: 2\n"), "reward_model:2", 'did you mean "length"')
 
 
 def test_exact() -> None:
@@ -126,7 +136,7 @@ def test_mistakes_in_rules_name_the_line(tmp_path: Path, text: str, parts: list[
 
 def test_rules_that_cannot_be_applied(tmp_path: Path) -> None:
     told(lambda: rewards(tmp_path / "none.yaml"), "does not exist", "reward_model")
-    told(lambda: rule_scores("- exact: gold", answer("4", goal="4")), "reward_model:1", 'no "gold"', "gsm.jsonl:7",
+    told(lambda: rule_scores("- exact: gold", answer("4", goal="4")), ".yaml:1", 'no "gold"', "gsm.jsonl:7",
          'did you mean "goal"', kind=RewardError)
 
 
@@ -224,6 +234,7 @@ def test_mixtures_are_weighted_sums(tmp_path: Path) -> None:
     ({"reward_model": "a", "reward_weights": "0"}, "reward_weights are all 0"),
     ({"reward_model": "a", "reward_model_adapters": "b"}, "reward_model_adapters belong to one source"),
     ({"reward_model": "a", "reward_model_type": "lore"}, "'lora', 'full'"),
+    ({"reward_model": ["- format: a, b\n"], "reward_model_type": "rules"}, "write these rules to a file"),
     ({"reward_model": "a", "reward_timeout": 0}, "greater than 0"),
 ])
 def test_keys_that_contradict_each_other(keys: dict[str, Any], part: str) -> None:

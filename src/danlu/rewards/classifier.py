@@ -1,6 +1,8 @@
 """Rewards from any transformers sequence classifier, with a tokenizer of its own: text in, one label's score out."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -15,6 +17,7 @@ from danlu.rewards.config import RewardKeys
 from danlu.rewards.sequence_model import is_classifier, load_classifier, read_config
 
 POSITIVE = ("positive", "pos")
+KIND = "sequence-classification"
 UNBOUNDED = 10**6  # tokenizers without a limit say a number far above
 
 
@@ -33,6 +36,7 @@ class ClassifierReward(RewardSource):
         self._kind = keys.reward_score or ("logit" if network.config.num_labels == 1 else "probability")
         self._text, self._limit = keys.reward_text, _limit(network, tokenizer)
         self._is_chat = self._text == "dialogue" and bool(tokenizer.chat_template)
+        self._ends_at_answer = is_own_export(network.name_or_path)
         # what is cut from a text too long: the end of an answer, but the start of a dialogue, which ends on the answer
         tokenizer.truncation_side = "right" if self._text == "answer" else "left"
 
@@ -87,7 +91,8 @@ class ClassifierReward(RewardSource):
         if self._is_chat:
             turns = [{"role": one.role, "content": one.content} for one in answer.messages]
             turns.append({"role": "assistant", "content": answer.text})
-            return (str(self._tokenizer.apply_chat_template(turns, tokenize=False)),)
+            text = str(self._tokenizer.apply_chat_template(turns, tokenize=False))
+            return (text.rstrip() if self._ends_at_answer else text,)
         return ("\n".join(text for text in (prompt, answer.text) if text),)
 
     def _forward(self, rows: Sequence[dict[str, list[int]]]) -> Tensor:
@@ -125,6 +130,15 @@ def label_index(config: Any, asked: str | None) -> int:
         return int(asked)
     raise UserError(f'the classifier has no label "{asked}"', where="reward_label",
                     fix=did_you_mean(asked, names.values()) + f"; or an index from 0 to {config.num_labels - 1}")
+
+
+def is_own_export(source: str) -> bool:
+    """Return whether danlu exported the classifier: its score is that of the token that ends the answer.
+
+    Chat templates may write white space behind that token; other classifiers were trained with it.
+    """
+    report = Path(source) / "export_report.json"
+    return report.is_file() and json.loads(report.read_text(encoding="utf-8")).get("kind") == KIND
 
 
 def _is_independent(config: Any) -> bool:

@@ -62,6 +62,9 @@ class RewardKeys(StrictConfig):
             needed = ", ".join(NEEDS[kind] for kind in self.reward_model_type)
             raise ValueError(f"reward_model is missing: with reward_model_type "
                              f"{','.join(self.reward_model_type)} it names {needed or 'where rewards come from'}")
+        if any("\n" in source and "," in source for source in self.reward_model):
+            raise ValueError("reward_model holds rules written in place with a comma in them, which parts sources: "
+                             "write these rules to a file and name it")
         if kinds != sources:
             raise ValueError(f"reward_model_type names {kinds} kinds and reward_model {sources} sources: "
                              "write as many of the one as of the other")
