@@ -128,6 +128,14 @@ def test_the_script_chooses_and_sorts(changed: str, steps: list[int]) -> None:
     assert in_node(f"select({ROWS}, {{...{CHOICE}, ...{changed}}}).map((row) => row.step)") == steps
 
 
+def test_a_prompt_of_messages_is_shown_with_its_roles() -> None:
+    messages = [{"role": "system", "content": "简短"}, {"role": "user", "content": "The sky?"}]
+    rows = json.dumps([answer(1, prompt=messages), answer(2, prompt="x")])
+    assert in_node(f"{rows}.map((row) => said(row.prompt))") == ["system: 简短\nuser: The sky?", "x"]
+    assert in_node(f"select({rows}, {{...{CHOICE}, search: 'the sky'}}).length") == 1
+    assert in_node(f"byPrompt({rows}).length") == 2
+
+
 def test_the_script_lays_answers_of_one_prompt_together() -> None:
     rows = json.dumps([answer(2, 1), answer(2, 0), answer(1), answer(1, index=8)])
     assert in_node(f"byPrompt({rows}).map((group) => group.map((row) => [row.step, row.sample]))") == [

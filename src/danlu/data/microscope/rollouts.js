@@ -3,9 +3,14 @@
 
 const PAGE = 50;
 
+function said(prompt) {
+  if (!Array.isArray(prompt)) return prompt ?? "";
+  return prompt.map((message) => `${message.role}: ${message.content}`).join("\n");
+}
+
 function matches(row, choice) {
   const words = choice.search.toLowerCase();
-  const text = () => [row.prompt, row.answer, row.origin].join("\n").toLowerCase();
+  const text = () => [said(row.prompt), row.answer, row.origin].join("\n").toLowerCase();
   return row.step >= choice.first && row.step <= choice.last && (!choice.cut || row.whole === false) &&
     (!words || text().includes(words));
 }
@@ -24,7 +29,7 @@ function select(rows, choice) {
 function byPrompt(rows) {
   const groups = new Map();
   for (const row of rows) {
-    const key = JSON.stringify([row.index ?? null, row.prompt ?? ""]);
+    const key = JSON.stringify([row.index ?? null, said(row.prompt)]);
     if (!groups.has(key)) groups.set(key, []);
     groups.get(key).push(row);
   }
@@ -60,7 +65,7 @@ function card(row, range, withPrompt) {
   const made = element("article", undefined, "card");
   made.style.background = colour(row.reward, range.low, range.high);
   made.append(element("p", numbers(row).join("  ·  "), "numbers"));
-  if (withPrompt) made.append(element("pre", row.prompt ?? "", "prompt"));
+  if (withPrompt) made.append(element("pre", said(row.prompt), "prompt"));
   made.append(element("pre", row.answer ?? "", "answer"));
   if (withPrompt && row.origin) made.append(element("p", row.origin, "numbers"));
   return made;
@@ -68,7 +73,7 @@ function card(row, range, withPrompt) {
 
 function group(rows, range) {
   const made = element("section");
-  made.append(element("pre", rows[0].prompt ?? "", "prompt"), element("p", rows[0].origin ?? "", "numbers"));
+  made.append(element("pre", said(rows[0].prompt), "prompt"), element("p", rows[0].origin ?? "", "numbers"));
   const side = element("div", undefined, "side");
   side.append(...rows.map((row) => card(row, range, false)));
   made.append(side);
