@@ -33,6 +33,7 @@ def key(name: str, value: Any, seen: str = "losses", base: str = "sft", **both: 
     return name, Effect({name: value}, seen, base, both)
 
 
+REWARD: Values = {"reward_model_type": "function", "reward_model": "{world}/reward.py:letters", "max_new_tokens": 4}
 BASES: dict[str, Values] = {
     "sft": {"stage": "sft", "dataset": "chat", "finetuning_type": "lora"},
     "full": {"stage": "sft", "dataset": "chat", "finetuning_type": "full", "learning_rate": 1e-3},
@@ -50,6 +51,8 @@ BASES: dict[str, Values] = {
     "dpo": {"stage": "dpo", "dataset": "pairs", "finetuning_type": "lora"},
     "kto": {"stage": "kto", "dataset": "verdicts", "finetuning_type": "lora"},
     "qlora": {"stage": "sft", "dataset": "chat", "finetuning_type": "lora", "quantization_bit": 4},
+    "ppo": {"stage": "ppo", "dataset": "chat", "finetuning_type": "lora", **REWARD},
+    "grpo": {"stage": "grpo", "dataset": "chat", "finetuning_type": "lora", "num_generations": 4, **REWARD},
 }
 
 COMPILED: Values = {"torch_compile": True, "torch_compile_backend": "eager", "max_steps": 1}
@@ -190,6 +193,40 @@ EFFECTS: dict[str, Effect] = dict([
     key("ref_model_quantization_bit", 4, base="dpo"),
     key("kto_chosen_weight", 2.0, base="kto"),
     key("kto_rejected_weight", 2.0, base="kto"),
+    # answers of the policy's own
+    key("reward_model", "{world}/reward.py:spaces", base="ppo"),
+    ("reward_model_type", Effect(
+        {"reward_model_type": "rules", "reward_model": "{world}/rules.yaml"}, "losses", "ppo")),
+    key("reward_weights", "1,5", base="ppo", reward_model_type="function,function",
+        reward_model="{world}/reward.py:letters,{world}/reward.py:spaces"),
+    key("missing_eos_penalty", 3.0, base="grpo", max_new_tokens=40),
+    key("rollout_log_samples", 1, "files", base="ppo", rollout_log_samples=0),
+    key("ppo_epochs", 2, base="ppo"),
+    key("ppo_buffer_size", 2, base="ppo"),
+    key("ppo_kl_coef", 1.0, base="ppo"),
+    key("ppo_kl_controller", "fixed", base="ppo", ppo_kl_horizon=10.0),
+    key("ppo_target", 1e-4, base="ppo", ppo_kl_horizon=10.0),
+    key("ppo_kl_horizon", 10.0, base="ppo"),
+    key("ppo_clip", 0.01, base="ppo"),
+    key("ppo_value_clip", 0.001, base="ppo"),
+    key("ppo_value_coef", 2.0, base="ppo"),
+    key("ppo_entropy_coef", 0.5, base="ppo"),
+    key("ppo_gamma", 0.5, base="ppo"),
+    key("ppo_lambda", 0.1, base="ppo"),
+    key("ppo_score_norm", True, base="ppo"),
+    key("ppo_score_clip", 0.1, base="ppo"),
+    key("ppo_whiten_rewards", True, base="ppo"),
+    key("ppo_whiten_advantages", False, base="ppo"),
+    key("num_generations", 2, base="grpo"),
+    key("grpo_epochs", 3, base="grpo"),
+    key("grpo_advantage", "rloo", base="grpo"),
+    key("grpo_weighting", "constant", base="grpo", max_new_tokens=40),
+    key("grpo_clip", 0.01, base="grpo", grpo_epochs=3),
+    key("grpo_clip_high", 0.01, base="grpo", grpo_epochs=3),
+    key("grpo_beta", 1.0, base="grpo"),
+    key("grpo_kl", "k1", base="grpo"),
+    key("grpo_kl_in", "reward", base="grpo", grpo_beta=1.0),
+    key("mask_truncated", True, base="grpo"),
     # logging
     key("logging_strategy", "no", "log"),
     key("logging_steps", 2, "log"),
@@ -245,6 +282,9 @@ PROVEN_BY: dict[str, str] = {
     "micro_batch_tokens": "tests/unit/test_micro_batches.py",
     "async_save": "tests/unit/test_engine_writer.py",
     "disable_gradient_checkpointing": "tests/unit/test_config_rules.py",
+    **dict.fromkeys(("reward_model_adapters", "reward_model_quantization_bit", "reward_label", "reward_score",
+                     "reward_text"), "tests/unit/test_rewards_models.py"),
+    **dict.fromkeys(("reward_timeout", "reward_retries", "reward_batch_size"), "tests/unit/test_rewards_api.py"),
 }
 
 RESOURCES: dict[str, str] = {

@@ -24,6 +24,15 @@ TRAINING = {"model_name_or_path": "{bases}/base", "dataset_dir": "{world}", "out
             "per_device_train_batch_size": 2, "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no",
             "disable_tqdm": True}
 TESTING = {"model_name_or_path": "{bases}/base", "dataset_dir": "{world}"}
+REWARDS = """
+def letters(completions, **columns):
+    return [sum("a" <= c <= "z" for c in text) / max(len(text), 1) for text in completions]
+
+
+def spaces(completions, **columns):
+    return [float(len(text)) for text in completions]
+"""
+RULES = "- regex: \"[a-m]\"\n"
 NOISE = re.compile(r"runtime|per_second|elapsed|remaining|total_flos")
 Print = dict[str, Any]
 
@@ -66,6 +75,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     os.environ["DANLU_CACHE"] = str(root / "cache")
     write_sets(root / "world", SETS)
     write_sets(root / "world" / "second", {"chat": SETS["more"]})
+    (root / "world" / "reward.py").write_text(REWARDS, encoding="utf-8")
+    (root / "world" / "rules.yaml").write_text(RULES, encoding="utf-8")
     (root / "world" / "described.yaml").write_text('"<new>": the cat\n"<old>": blue sky\n', encoding="utf-8")
     write_bases(root / "bases")
     for cached, names in (("first", ("base", "other")), ("second", ("other", "base"))):

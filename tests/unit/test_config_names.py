@@ -96,7 +96,7 @@ def test_mistake_in_an_old_key_names_both() -> None:
 @pytest.mark.parametrize(("words", "parts"), [
     (["--use_unsloth"], ["use_unsloth: without effect"]),
     (["use_galore=false"], ["use_galore: without effect, GaLore is out of scope"]),
-    (["ppo_epochs=2"], ["ppo_epochs: without effect, it is a key of stage ppo"]),
+    (["ppo_epochs=2"], ["without effect in stage sft (a key of stage ppo): ppo_epochs"]),
     (["stage=pt", "mask_history=true"], ["without effect in stage pt: mask_history (command line)"]),
     (["finetuning_type=full", "lora_rank=4", "lora_alpha=4"],
      ["without effect unless finetuning_type is lora: lora_rank (command line), lora_alpha (command line)"]),
