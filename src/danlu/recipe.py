@@ -18,6 +18,7 @@ from danlu.core.run_dir import TEMPORARY_PREFIX, RunDir
 from danlu.data.dataset import TokenDataset, build_dataset
 from danlu.data.encode import EncodeContext
 from danlu.data.loader import Records, load_records, split_validation
+from danlu.data.microscope.rollout_page import write_rollout_page
 from danlu.data.preview import describe_first
 from danlu.data.streaming.open_stream import Order, open_stream
 from danlu.data.streaming.token_stream import TokenStream
@@ -292,6 +293,7 @@ def save_result(
                             ) from error
 
     on_main(engine.accelerator, write)
+    on_main(engine.accelerator, lambda: write_rollout_page(run.path))
     say(f"saved to {run.path}")
 
 

@@ -23,8 +23,9 @@ class RolloutLog:
         The first call drops the lines of this step and of later ones: a run that goes on from a checkpoint writes
         them again.
 
-        rows  index (data-set position), sample, origin, prompt (text, or messages of role and content), answer, reward, rewards ({source: value}), kl (a sum
-              over tokens), length (tokens), whole (a stop token came), and what else a stage tells
+        rows  index (data-set position), sample, origin, prompt (text, or messages of role and content), answer,
+              reward, rewards ({source: value}), kl (a sum over tokens), length (tokens), whole (a stop token came),
+              and what else a stage tells
         """
         if not is_main_process():
             return
