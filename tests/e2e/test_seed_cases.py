@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from danlu.cli.main import main
 from tests.reading import losses, read_json
@@ -140,6 +145,32 @@ def test_document_002_text_column(llama: Path, shared: Path, tmp_path: Path, dan
     falls(out)
     adapter = read_json(out / "adapter_config.json")
     assert (adapter["r"], adapter["lora_alpha"], adapter["lora_dropout"]) == (16, 32, 0.05)
+
+
+def test_document_002_reward_classifier(llama: Path, shared: Path, tmp_path: Path, danlu: Callable[..., int]) -> None:
+    """S2c: a reward model by LoRA trains, saves, scores pairs, and loads in transformers as a sequence classifier."""
+    data, run, judge = shared / "data" / "LLaMA-Factory" / "data", tmp_path / "rm", tmp_path / "judge"
+    assert danlu("train", {
+        "model_name_or_path": str(llama), "stage": "rm", "do_train": True, "finetuning_type": "lora", "lora_rank": 8,
+        "lora_alpha": 32, "lora_dropout": 0.1, "dataset": "dpo_en_demo", "dataset_dir": str(data), "max_samples": 24,
+        "cutoff_len": 192, "template": "llama3", "learning_rate": 1e-2, "num_train_epochs": 3,
+        "per_device_train_batch_size": 8, "logging_steps": 1, "output_dir": str(run)}) == 0
+    falls(run)
+    keys = ["dataset=dpo_en_demo", f"dataset_dir={data}", "max_samples=24", "cutoff_len=192", "template=llama3"]
+    assert main(["export", f"model_name_or_path={run}", f"export_dir={judge}", "template=llama3"]) == 0
+    found = {}
+    for model in (run, judge):
+        scores = tmp_path / "scores"
+        assert main(["eval", "task=pairs", f"model_name_or_path={model}", f"save_dir={scores}", *keys]) == 0
+        found[model] = read_json(scores / "eval_results.json")
+        rows = (scores / "generated_predictions.jsonl").read_text("utf-8").splitlines()
+        assert len(rows) == found[model]["prompts"] >= 16 and set(json.loads(rows[0])) == {
+            "chosen", "rejected", "origin"}
+    assert found[run]["accuracy"] > 0.5 and 0 <= found[run]["ece"] <= 1
+    assert found[judge]["accuracy"] == found[run]["accuracy"]
+    assert found[judge]["margin"] == pytest.approx(found[run]["margin"], abs=1e-3)
+    settings = AutoModelForSequenceClassification.from_pretrained(judge).config
+    assert (settings.num_labels, settings.pad_token_id) == (1, AutoTokenizer.from_pretrained(judge).pad_token_id)
 
 
 def test_document_003_firefly(llama: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],

@@ -129,7 +129,7 @@ class EngineConfig(StrictConfig):
     early_stopping_steps: int | None = Field(None, ge=1, description="Stop after this many evaluations without gain.")
     load_best_model_at_end: bool = Field(False, description="Finish with the weights of the best evaluation.")
     metric_for_best_model: str | None = Field(None, description="What is best: a metric's name; unset: loss.")
-    greater_is_better: bool | None = Field(None, description="Whether more is better; unset: not for losses.")
+    greater_is_better: bool | None = Field(None, description="Whether more is better; unset: not for losses and ece.")
     # checkpoints
     save_strategy: Literal["no", "steps", "epoch", "best"] = Field("steps", description="When checkpoints are written.")
     save_steps: float = Field(

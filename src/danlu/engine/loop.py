@@ -177,7 +177,7 @@ class Engine:
             return math.isfinite(value)
         greater = self._config.greater_is_better
         if greater is None:
-            greater = not (self._config.metric_for_best_model or "loss").endswith(("loss", "perplexity"))
+            greater = not (self._config.metric_for_best_model or "loss").endswith(("loss", "perplexity", "ece"))
         return value > best if greater else value < best
 
     def _is_stale(self, session: Session) -> bool:

@@ -30,7 +30,7 @@ OF_CLASS = {"chosen": "share/desirable", "rejected": "share/undesirable"}
 
 
 BALANCED = (3 / 4, 4 / 3)
-"""Where lambda_D n_D / (lambda_U n_U) causes no remark; Ethayarajh et al. 2024, section 4.2, want 1 to 4/3."""
+"""Where lambda_D n_D / (lambda_U n_U) causes no remark; Ethayarajh et al. 2024 advise 1 to 4/3."""
 
 
 class KTOConfig(ReferenceKeys):
