@@ -57,6 +57,8 @@ def resolve(path: Path | str | None, overrides: Sequence[str], verb: str) -> Res
     values = _typed(merged.values(), findings)
     findings.stop()
     origins = {key: merged[key].where for key in values}
+    if verb == "eval" and "reward_model" in values:
+        values.setdefault("stage", schema.sampling_stages()[0])  # whose keys the sources of rewards are
     stage = values.get("stage", "sft")
     return Resolved(verb, values, origins, (*findings.notices, *idle_notices(values, origins, verb, stage)))
 

@@ -1,9 +1,10 @@
 """What an evaluation task is: a model and data in, numbers out. One file per task, registered by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from danlu.core.errors import ConfigError
 from danlu.core.records import Record
@@ -28,6 +29,7 @@ class EvalJob:
     evaluation: EvaluationConfig
     generation: GenerationConfig
     stage: str
+    stage_values: Mapping[str, Any]
     seed: int
     batch_size: int
     folder: Path | None
