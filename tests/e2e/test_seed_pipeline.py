@@ -24,7 +24,10 @@ STEPS: list[dict[str, Any]] = [
     {"name": "sft", "run": "train", "stage": "sft", "dataset": "alpaca_zh_demo", "model_name_or_path": "{base}",
      "max_samples": 80, "num_train_epochs": 2},
     {"name": "rm", "run": "train", "stage": "rm", "dataset": "oaast_rm_zh", "from": "sft", "on_bad_row": "skip",
-     "create_new_adapter": True, "max_samples": 60, "num_train_epochs": 2},
+     "max_samples": 60, "num_train_epochs": 2},
+    {"name": "ppo", "run": "train", "stage": "ppo", "dataset": "alpaca_zh_demo", "from": "sft",
+     "reward_model": "${steps.rm.output_dir}", "max_samples": 16, "num_train_epochs": 1, "learning_rate": 1.0e-3,
+     "cutoff_len": 96, "max_new_tokens": 12},
 ]
 KILLED = STEPS[1]["name"]
 DEFAULTS: dict[str, Any] = {
@@ -98,3 +101,7 @@ def test_document_000(pipeline: Path) -> None:
     assert sum(trail[-10:]) < sum(trail[:10]), trail
     page = (out / "pipeline.html").read_text(encoding="utf-8")
     assert page.count('aria-label="loss"') == len(names) and "rm/training_accuracy.png" in page
+    assert "ppo/rollouts.html" in page and page.count('aria-label="reward"') == 1
+    answers = [json.loads(line) for line in (out / "ppo" / "rollouts.jsonl").read_text("utf-8").split("\n")[:-1]]
+    assert {row["step"] for row in answers} == {1, 2, 3}, "12 prompts within cutoff_len, 4 in a batch"
+    assert (out / "ppo" / "training_kl.png").is_file()
