@@ -11,7 +11,8 @@ from danlu.stages.base import Stage, Surroundings
 def surroundings(accelerator: Accelerator, micro_batch: int, *, seed: int, folder: Path) -> Surroundings:
     """Return device, batch size, reductions, seed and run directory for the work a stage does without gradients."""
     return Surroundings(accelerator.device, micro_batch, lambda values: sum_over_ranks(accelerator, values),
-                        seed=seed, folder=folder, is_main=accelerator.is_main_process)
+                        seed=seed, folder=folder, is_main=accelerator.is_main_process,
+                        precision=str(accelerator.mixed_precision))
 
 
 def place_frozen(stage: Stage, accelerator: Accelerator) -> None:

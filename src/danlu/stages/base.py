@@ -58,6 +58,7 @@ class Surroundings:
     seed            the seed of the run; random draws are keyed by (seed, step, position of the row, sample)
     folder          the run directory, for what a stage writes beside its results; None: nothing is written
     is_main         True in the one process that writes
+    precision       of forward passes under autocast: bf16, fp16 or no
     """
 
     device: torch.device = torch.device("cpu")
@@ -68,6 +69,7 @@ class Surroundings:
     seed: int = 0
     folder: Path | None = None
     is_main: bool = True
+    precision: str = "no"
 
     def total(self, values: list[float]) -> list[float]:
         """Return sums over the processes that have a share of the batch."""

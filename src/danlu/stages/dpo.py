@@ -22,10 +22,10 @@ from danlu.stages.reference import (
     answer_scores,
     global_mean,
     no_grad_scores,
-    reference_of,
     shared_length_weighted,
     with_facts,
 )
+from danlu.stages.reference_scores import ReferenceScores
 
 SMOOTHED = ("sigmoid", "robust", "simpo")
 REFERENCE_FREE = ("orpo", "simpo")
@@ -104,6 +104,7 @@ class DPO(Stage):
 
     def __init__(self, config: DPOConfig, models: Models) -> None:
         super().__init__(config, models)
+        self._reference = ReferenceScores(self)
         self._reward_sum, self._reward_count = 0.0, 0.0
         self._baselines = (0.0, 0.0)
 
@@ -120,8 +121,7 @@ class DPO(Stage):
         if self.config.pref_loss in REFERENCE_FREE:
             yield examples
             return
-        with reference_of(self.models) as reference:
-            reference_P2 = no_grad_scores(self, reference, examples, self._judged)
+        reference_P2 = self._reference.of(examples, self._of_answers)
         if self.config.pref_loss == "kto_pair" or self.config.pref_bco_weight:
             policy_P2 = no_grad_scores(self, self.models.policy, examples, self._judged)
             self._measure([(p[0] - r[0], p[1] - r[1]) for p, r in zip(policy_P2, reference_P2, strict=True)])

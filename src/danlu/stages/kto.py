@@ -22,9 +22,9 @@ from danlu.stages.reference import (
     answer_scores,
     global_mean,
     no_grad_scores,
-    reference_of,
     with_facts,
 )
+from danlu.stages.reference_scores import ReferenceScores
 
 OF_CLASS = {"chosen": "share/desirable", "rejected": "share/undesirable"}
 
@@ -57,6 +57,7 @@ class KTO(Stage):
 
     def __init__(self, config: KTOConfig, models: Models) -> None:
         super().__init__(config, models)
+        self._reference = ReferenceScores(self)
         self._baseline = 0.0
 
     @staticmethod
@@ -83,8 +84,7 @@ class KTO(Stage):
     def prepare(self, examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
         """Measure the KL baseline of the global batch, then leave the mismatched answers out."""
         examples = list(examples)
-        with reference_of(self.models) as reference:
-            reference_B2 = no_grad_scores(self, reference, examples, _totals)
+        reference_B2 = self._reference.of(examples, _of_rows)
         mismatched = [_segment(one, 1) for one in examples]
         policy_B1 = no_grad_scores(self, self.models.policy, mismatched, _totals)
         kl = global_mean(self, [p[0] - r[1] for p, r in zip(policy_B1, reference_B2, strict=True)])
@@ -124,8 +124,12 @@ class KTO(Stage):
 
 
 def _totals(module: nn.Module, micro: StreamTensors) -> Tensor:
+    return _of_rows(micro, module(micro, output="logps"))
+
+
+def _of_rows(micro: StreamTensors, logps_R: Tensor) -> Tensor:
     """Return the log-probability of each segment's answer, (B, segments of an example)."""
-    return answer_scores(micro, module(micro, output="logps")).total.view(len(micro.indices), -1)
+    return answer_scores(micro, logps_R).total.view(len(micro.indices), -1)
 
 
 def _segment(one: Example, which: int) -> Example:

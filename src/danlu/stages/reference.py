@@ -35,6 +35,8 @@ class ReferenceKeys(ReferenceModelKeys):
     """Keys of stages that learn from given answers, weighed against a reference."""
 
     pref_beta: float = Field(0.1, gt=0, description="Strength of the pull towards the reference (beta; IPO's tau).")
+    reference_cache: bool = Field(
+        True, description="Keep the reference's log-probabilities on disk, for later epochs and runs.")
 
 
 @dataclass(frozen=True, slots=True)

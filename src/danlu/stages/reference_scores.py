@@ -1,0 +1,117 @@
+"""What the reference thinks of answers: computed for those that were never seen, read from disk for all others.
+
+Kept are the log-probabilities of each trained token of a segment, by the segment's tokens and the reference's weights;
+every loss derives its numbers from them, on the CPU, so that they do not depend on what was kept.
+"""
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from danlu.core.console import say
+from danlu.core.stream import Example
+from danlu.data import fingerprint
+from danlu.data.dataset import cache_root
+from danlu.models.proof import evaluating
+from danlu.models.save import stock_model
+from danlu.models.stream_tensors import StreamTensors
+from danlu.models.weights_digest import digest_of
+from danlu.stages.base import Stage
+from danlu.stages.reference import reference_of
+from danlu.stages.reference_store import MIB, ReferenceStore
+
+AT_ONCE = 256
+"""Examples whose kept values are looked up, and whose missing ones are written, in one go."""
+T = TypeVar("T")
+Derive = Callable[[StreamTensors, Tensor], Tensor]
+FloatArray = NDArray[np.float32]
+
+
+class ReferenceScores:
+    """The reference of one stage, asked only for what is not kept (`reference_cache`)."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._store: ReferenceStore | None = None
+        self._is_open = False
+
+    def of(self, examples: Sequence[Example], derive: Derive) -> list[list[float]]:
+        """Return `derive(micro, logps_R)`, (B, F), of every example under the reference."""
+        found: list[list[float]] = []
+        for start in range(0, len(examples), AT_ONCE):
+            part = examples[start:start + AT_ONCE]
+            logps_R = np.concatenate(self._logps(part))
+            found += derive(StreamTensors.of(part), torch.from_numpy(logps_R)).tolist()
+        return found
+
+    def _logps(self, examples: Sequence[Example]) -> list[FloatArray]:
+        """Return the log-probabilities of each segment's trained tokens, segment after segment."""
+        store = self._opened()
+        if store is None:
+            return self._computed(examples)
+        keys = [_keys(one) for one in examples]
+        flat = store.find([key for group in keys for key in group])
+        groups = _grouped(flat, keys)
+        missing = [index for index, group in enumerate(groups) if any(one is None for one in group)]
+        if missing:
+            fresh = self._computed([examples[index] for index in missing])
+            kept = store.add([key for index in missing for key in keys[index]], fresh)
+            for index, group in zip(missing, _grouped(kept, [keys[index] for index in missing]), strict=True):
+                groups[index] = [*group]
+        return [one for group in groups for one in group if one is not None]
+
+    def _computed(self, examples: Sequence[Example]) -> list[FloatArray]:
+        size, device = self._stage.surroundings.micro_batch, self._stage.surroundings.device
+        found: list[FloatArray] = []
+        with reference_of(self._stage.models) as reference, evaluating(reference), torch.no_grad():
+            for start in range(0, len(examples), size):
+                part = examples[start:start + size]
+                logps_R = reference(StreamTensors.of(part).to(device), output="logps").cpu().numpy()
+                found += np.split(logps_R, np.cumsum([count for one in part for count in _counts(one)])[:-1])
+        return found
+
+    def _opened(self) -> ReferenceStore | None:
+        """Return the store of this reference; None where the run writes nothing or `reference_cache` is false."""
+        if not self._is_open:
+            self._is_open = True
+            around = self._stage.surroundings
+            if around.folder is not None and self._stage.config.reference_cache:
+                name = fingerprint.of_values(self._digest(), around.precision, around.device.type)
+                self._store = ReferenceStore(cache_root() / "reference" / name)
+                say(f"reference log-probabilities: {len(self._store)} answers kept in {self._store.folder} "
+                    f"({self._store.num_bytes / MIB:.1f} MiB)")
+        return self._store
+
+    def _digest(self) -> str:
+        models = self._stage.models
+        if models.reference is not None:
+            return digest_of(stock_model(models.reference))
+        return digest_of(stock_model(models.policy), without_adapter=True)
+
+
+def _keys(one: Example) -> list[bytes]:
+    """Return a key for each segment: a hash of its tokens and of which of them are targets."""
+    found, start = [], 0
+    for length in one.lengths:
+        trained = np.array(one.trained[start:start + length], np.uint8)
+        trained[:1] = 0
+        ids = np.ascontiguousarray(one.input_ids[start:start + length], np.int64)
+        found.append(blake2b(ids.tobytes() + trained.tobytes(), digest_size=16).digest())
+        start += length
+    return found
+
+
+def _counts(one: Example) -> list[int]:
+    """Return the number of targets in each segment."""
+    starts = np.cumsum(one.lengths) - one.lengths
+    return [int(one.trained[start + 1:start + length].sum()) for start, length in zip(starts, one.lengths, strict=True)]
+
+
+def _grouped(flat: Sequence[T], like: Sequence[Sequence[object]]) -> list[list[T]]:
+    rest = iter(flat)
+    return [[next(rest) for _ in group] for group in like]
