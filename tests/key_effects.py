@@ -279,6 +279,7 @@ EFFECTS: dict[str, Effect] = dict([
 ])
 
 PROVEN_BY: dict[str, str] = {
+    "reference_cache": "tests/unit/test_reference_store.py",
     "micro_batch_tokens": "tests/unit/test_micro_batches.py",
     "async_save": "tests/unit/test_engine_writer.py",
     "disable_gradient_checkpointing": "tests/unit/test_config_rules.py",
