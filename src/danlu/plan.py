@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +19,14 @@ from danlu.losses.linear_cross_entropy import tile_rows_for
 from danlu.models.architecture import load_config
 from danlu.models.base_identity import check_same_base
 from danlu.models.check import check_positions, check_token_ids
-from danlu.models.memory import MemoryEstimate, ModelCounts, count_model, estimate_memory
+from danlu.models.memory import MemoryEstimate, ModelCounts, count_model, estimate_memory, frozen_weights
+from danlu.models.reference import own_reference
 from danlu.models.source import check_model_source
 from danlu.models.tokenizer import adapter_paths
 from danlu.models.vocabulary import highest_id
 from danlu.recipe import Prepared, inputs_of, output_dir, prepare, run_precision
 from danlu.run_config import RunConfig
+from danlu.stages.reference import ReferenceModelKeys
 
 GIB = 2**30
 STATE_BYTES = {"adafactor": 0.1, "sgd": 0.0, "adagrad": 4.0, "rmsprop": 4.0, "rmsprop_bnb": 4.0, "ademamix": 12.0,
@@ -118,16 +121,33 @@ def _memory(config: RunConfig, prepared: Prepared, counts: ModelCounts) -> Memor
     device, engine = _device(config), config.engine
     longest = max((int(one.lengths.max()) for one in prepared.sets()), default=0)
     tokens = max(longest, engine.micro_batch_tokens or longest * engine.per_device_train_batch_size)
-    return estimate_memory(
-        counts, config.quantization, config.adapter, compute_dtype=run_precision(config).compute_dtype, tokens=tokens,
+    dtype = run_precision(config).compute_dtype
+    need = estimate_memory(
+        counts, config.quantization, config.adapter, compute_dtype=dtype, tokens=tokens,
         logit_rows=min(tokens, tile_rows_for(tokens, counts.vocabulary, device)) if tokens else 0,
         optimizer_bytes=STATE_BYTES.get(engine.optim, 8.0),
         checkpointing=config.model.wants_checkpointing(device.type != "cpu"))
+    return replace(need, reference=_reference_bytes(config, prepared, dtype))
+
+
+def _reference_bytes(config: RunConfig, prepared: Prepared, dtype: torch.dtype) -> int:
+    """Return the bytes of a reference that is loaded beside the policy; 0 without one."""
+    keys = prepared.settings
+    if "reference" not in prepared.stage.roles_of(keys):
+        return 0
+    assert isinstance(keys, ReferenceModelKeys)
+    own = own_reference(config.model, config.quantization, config.adapter, name=keys.ref_model,
+                        adapters=keys.ref_model_adapters, bits=keys.ref_model_quantization_bit,
+                        trainable=config.do_train)
+    if own is None:
+        return 0
+    plain = config.adapter.model_copy(update={"finetuning_type": "full"})
+    return frozen_weights(count_model(own[0], plain), own[1], dtype)
 
 
 def _memory_rows(need: MemoryEstimate) -> list[tuple[str, str]]:
-    parts = ("weights", "gradients", "optimizer", "activations", "logits", "total")
-    return [(part, _size(getattr(need, part))) for part in parts]
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", "reference", "total")
+    return [(part, _size(getattr(need, part))) for part in parts if part != "reference" or need.reference]
 
 
 def _disk_rows(need: MemoryEstimate, saves: int, folder: Path) -> list[tuple[str, str]]:

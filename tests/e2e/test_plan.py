@@ -51,6 +51,22 @@ def test_the_run_does_what_the_plan_says(config: dict[str, Any], danlu: Callable
     assert "checkpoint-6" in capsys.readouterr().out
 
 
+def test_a_second_network_is_counted(config: dict[str, Any], danlu: Callable[..., int],
+                                     capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The base has 39,072 float32 values: 153 KiB. Below a fresh adapter it serves as reference itself; else it is
+    loaded again: with full training, or a ref_model, of which 4 bits take less."""
+    told = {}
+    for name, keys in {"lora": {}, "full": {"finetuning_type": "full"}, "orpo": {"pref_loss": "orpo"},
+                       "named": {"ref_model": config["model_name_or_path"]},
+                       "packed": {"ref_model": config["model_name_or_path"], "ref_model_quantization_bit": 4}}.items():
+        assert danlu("plan", {**config, "stage": "dpo", "dataset": "pairs", **keys}) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        told[name] = next((" ".join(row[1:]) for row in rows if row[:1] == ["reference"]), "")
+    assert (told["lora"], told["orpo"]) == ("", "")
+    assert told["full"] == told["named"] == "153 KiB"
+    assert float(told["packed"].split()[0]) < 153
+
+
 @pytest.mark.parametrize(("changed", "parts"), [
     ({"cutoff_len": 0}, ["cutoff_len", "at least 1"]),
     ({"model_name_or_path": "/nowhere"}, ["/nowhere"]),

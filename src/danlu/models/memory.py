@@ -6,7 +6,7 @@ the vocabulary, b bytes of the compute dtype. Activations that one token keeps f
     b L d + the above for one layer          with it
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -57,7 +57,7 @@ class ModelCounts:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes by part; `checkpoint` and `final` are on disk."""
+    """Bytes by part; `checkpoint` and `final` are on disk, `reference` is a second, frozen network."""
 
     weights: int
     gradients: int
@@ -66,11 +66,12 @@ class MemoryEstimate:
     logits: int
     checkpoint: int
     final: int
+    reference: int = 0
 
     @property
     def total(self) -> int:
         """Bytes of memory while training."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.reference
 
 
 def count_model(model_cfg: ModelConfig, adapter_cfg: AdapterConfig) -> ModelCounts:
@@ -121,6 +122,11 @@ def estimate_memory(
         weights=int(weights), gradients=counts.trainable * master, optimizer=optimizer,
         activations=tokens * per_token, logits=logit_rows * counts.vocabulary * FLOAT32,
         checkpoint=saved * master + optimizer, final=saved * (stored_bytes or master))
+
+
+def frozen_weights(counts: ModelCounts, quant_cfg: QuantizationConfig, compute_dtype: torch.dtype) -> int:
+    """Return the bytes of a network of which nothing trains."""
+    return int(_frozen_bytes(replace(counts, trainable=0), quant_cfg, compute_dtype.itemsize))
 
 
 def _frozen_bytes(counts: ModelCounts, quant_cfg: QuantizationConfig, width: int) -> float:

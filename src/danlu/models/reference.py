@@ -21,6 +21,28 @@ def adapter_off_is_start(model_cfg: ModelConfig, adapter_cfg: AdapterConfig, *, 
     return adapter_cfg.finetuning_type == "lora" and fresh and not adapter_cfg.pissa_init
 
 
+def own_reference(
+    model_cfg: ModelConfig, quant_cfg: QuantizationConfig, adapter_cfg: AdapterConfig, *, name: str | None,
+    adapters: tuple[str, ...], bits: int | None, trainable: bool,
+) -> tuple[ModelConfig, QuantizationConfig] | None:
+    """Return how a reference of its own is loaded; None when it is the policy with its adapter switched off.
+
+    name, adapters, bits  ref_model, ref_model_adapters, ref_model_quantization_bit
+    """
+    named = name is not None or bool(adapters) or bits is not None
+    if not named and adapter_off_is_start(model_cfg, adapter_cfg, trainable=trainable):
+        return None
+    if name is not None:
+        model_cfg = model_cfg.model_copy(update={
+            "model_name_or_path": name, "adapter_name_or_path": adapters, "train_from_scratch": False})
+        return model_cfg, quant_cfg.model_copy(update={"quantization_bit": bits})
+    if adapters:
+        model_cfg = model_cfg.model_copy(update={"adapter_name_or_path": adapters})
+    if bits is not None:
+        quant_cfg = quant_cfg.model_copy(update={"quantization_bit": bits})
+    return model_cfg, quant_cfg
+
+
 def load_reference(
     model_cfg: ModelConfig, quant_cfg: QuantizationConfig, adapter_cfg: AdapterConfig, *, name: str | None,
     adapters: tuple[str, ...], bits: int | None, trainable: bool, tokenizer: PreTrainedTokenizerBase,
@@ -30,18 +52,10 @@ def load_reference(
 
     name, adapters, bits  ref_model, ref_model_adapters, ref_model_quantization_bit
     """
-    own = name is not None or bool(adapters) or bits is not None
-    if not own and adapter_off_is_start(model_cfg, adapter_cfg, trainable=trainable):
+    own = own_reference(model_cfg, quant_cfg, adapter_cfg, name=name, adapters=adapters, bits=bits, trainable=trainable)
+    if own is None:
         return None
-    if name is not None:
-        model_cfg = model_cfg.model_copy(update={
-            "model_name_or_path": name, "adapter_name_or_path": adapters, "train_from_scratch": False})
-        quant_cfg = quant_cfg.model_copy(update={"quantization_bit": bits})
-    else:
-        if adapters:
-            model_cfg = model_cfg.model_copy(update={"adapter_name_or_path": adapters})
-        if bits is not None:
-            quant_cfg = quant_cfg.model_copy(update={"quantization_bit": bits})
+    model_cfg, quant_cfg = own
     model = load_model(model_cfg, quant_cfg, adapter_cfg, tokenizer=tokenizer, trainable=False,
                        compute_dtype=compute_dtype, max_length=max_length)
     reference = PackedLM(model)
