@@ -13,6 +13,7 @@ SUBS: dict[str, str] = {
     "clean": "filter and mask rows by a recipe",
     "dedup": "remove duplicate and near-duplicate rows",
     "overlap": "find evaluation text inside training data",
+    "judge": "let a model choose between answers: preference pairs",
 }
 """Each sub-verb is the module `danlu.cli.data_<sub>` with `main(argv) -> exit code`."""
 
