@@ -93,7 +93,8 @@ class EngineConfig(StrictConfig):
         None, description="Folder of TensorBoard files; unset: output_dir/runs.",
         json_schema_extra=only_with(report_to=True))
     disable_tqdm: bool | None = Field(None, description="Show no progress bar; unset: shown in a terminal.")
-    plot_loss: bool = Field(False, description="Draw the loss curve to training_loss.png.")
+    plot_loss: bool = Field(False, description=(
+        "Draw the curves to training_*.png: losses, reward, KL, length, entropy, accuracy, margin."))
     include_num_input_tokens_seen: Literal["no", "all", "non_padding"] = Field(
         "no", description="Write the tokens read so far into every log line.")
     include_effective_tokens_per_second: bool = Field(False, description="Write the throughput without padding.")
