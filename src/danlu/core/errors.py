@@ -25,6 +25,10 @@ class DataError(UserError):
     """A file, row or column of a data set is wrong."""
 
 
+class OutsideError(UserError):
+    """Something that a training step depends on failed before the step changed anything: what is learnt is whole."""
+
+
 class CapabilityError(UserError):
     """A valid request that this machine, model or build cannot serve."""
 

@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from danlu.core.console import is_main_process, notice, say
-from danlu.core.errors import ConfigError
+from danlu.core.errors import ConfigError, OutsideError
 from danlu.core.run_dir import RunDir
 from danlu.engine import distributed, optimizers, trackers
 from danlu.engine.config import EngineConfig
@@ -105,11 +105,22 @@ class Engine:
         if self._config.eval_on_start and state.global_step == 0:
             self._evaluate(session)
         while state.global_step < plan.total_steps and not self._is_stale(session):
-            result = session.step()
+            result = self._step(session)
             session.tick()
             session.reporter.step(result.loss, session.schedule.learning_rate)
             self._after_step(session, result)
             self._leave_if_asked(session, stop)
+
+    def _step(self, session: Session) -> StepResult:
+        """Take a step; when something outside the run fails, keep what is learnt so far and stop."""
+        try:
+            return session.step()
+        except OutsideError:
+            if session.saved_step != session.state.global_step > 0:
+                self._save(session, weights_only=False)
+                session.settle()
+                say(f"the run is saved in {self._run.checkpoint(session.state.global_step)}")
+            raise
 
     def _after_step(self, session: Session, result: StepResult) -> None:
         plan, step = session.plan, session.state.global_step

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from http.client import HTTPException
 from typing import Any, Self
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
 
@@ -93,6 +93,8 @@ class ApiReward(RewardSource):
                 fix='check the URL, and that it takes {"model", "messages"} as docs/rewards.md says') from error
         except TimeoutError as error:
             raise Failure(f"no whole reply within {self._timeout:g} s") from error
+        except URLError as error:
+            raise Failure(f"no connection: {error.reason}") from error
         except (OSError, HTTPException) as error:
             raise Failure(f"{type(error).__name__}: {error}") from error
 

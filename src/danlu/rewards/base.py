@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from danlu.core.errors import UserError
+from danlu.core.errors import OutsideError, UserError
 from danlu.core.records import Message
 from danlu.core.registry import Registry
 from danlu.models.config import AdapterConfig, ModelConfig, QuantizationConfig
@@ -64,8 +64,8 @@ class RewardContext:
     device: Callable[[], torch.device] = lambda: torch.device("cpu")
 
 
-class RewardError(UserError):
-    """A source could not score an answer while the run was under way. Nothing of the run is touched."""
+class RewardError(OutsideError):
+    """A source could not score an answer while the run was under way."""
 
 
 class RewardSource(ABC):

@@ -87,7 +87,7 @@ class GRPO(Stage):
         logps = self._old_logps(rollouts)
         ref_logps = self._reference_logps(rollouts) or logps
         kl_B = torch.tensor([float((own - ref).sum()) for own, ref in zip(logps, ref_logps, strict=True)])
-        table = self.models.rollouts.reward(rollouts)
+        table = self.models.rollouts.reward(rollouts, around)
         is_cut_B = torch.tensor([not one.answer.is_whole for one in rollouts])
         rewards_B = torch.tensor(table.total) - keys.missing_eos_penalty * is_cut_B
         if keys.grpo_kl_in == "reward":

@@ -140,7 +140,7 @@ class PPO(Stage):
             ref_logps, = token_scores(lambda micro: (_logps(reference, micro),), rollouts, around)
         logps_BT, values_BT, mask_BT = padded(logps), padded(values), mask_of(rollouts)
         kl_BT = torch.where(mask_BT, logps_BT - padded(ref_logps), 0.0)
-        table = self.models.rollouts.reward(rollouts)
+        table = self.models.rollouts.reward(rollouts, around)
         scores_B = self._shaped(torch.tensor(table.total), rollouts)
         rewards_BT = -self._kl_coef * kl_BT
         rewards_BT[torch.arange(len(rollouts)), mask_BT.sum(1) - 1] += scores_B

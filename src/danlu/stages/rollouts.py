@@ -19,7 +19,7 @@ from danlu.data.encode_prompts import read_note
 from danlu.generation.base import Completion, Generator
 from danlu.generation.config import GenerationConfig
 from danlu.models.stream_tensors import StreamTensors
-from danlu.rewards.base import Answer
+from danlu.rewards.base import Answer, RewardError
 from danlu.rewards.config import RewardKeys
 from danlu.rewards.mixture import Rewards, RewardTable
 from danlu.stages.base import Surroundings
@@ -81,9 +81,17 @@ class Rollouts:
         return [rollout_of(prompt, completion, sample) for prompt, completions in zip(prompts, found, strict=True)
                 for sample, completion in enumerate(completions)]
 
-    def reward(self, rollouts: Sequence[Rollout]) -> RewardTable:
-        """Return the reward of each answer, and what each source gave."""
-        return self._rewards.score([one.answer for one in rollouts])
+    def reward(self, rollouts: Sequence[Rollout], around: Surroundings) -> RewardTable:
+        """Return the reward of each answer, and what each source gave. A failure in one process is one in all."""
+        table, failure = None, RewardError("another process could not have its answers rewarded",
+                                           fix="see what it says; the run goes on from its last checkpoint")
+        try:
+            table = self._rewards.score([one.answer for one in rollouts])
+        except RewardError as error:
+            failure = error
+        if around.sum_over_ranks([float(table is None)])[0] or table is None:
+            raise failure
+        return table
 
 
 class SampledLogps:
