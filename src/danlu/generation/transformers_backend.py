@@ -17,6 +17,7 @@ from danlu.generation.base import BACKENDS, Completion
 from danlu.generation.config import GenerationConfig
 from danlu.generation.detokenize import TextStream, decode
 from danlu.generation.sampling import RowSampler
+from danlu.models.proof import evaluating
 
 STOCK_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
@@ -203,18 +204,17 @@ def generating(model: Any) -> Iterator[None]:
     No dropout, an attention that knows padding and a cache, and none of the sampling settings that its publisher
     recommends: those of the run count.
     """
-    was_training, attention, recommended = model.training, model.config._attn_implementation, model.generation_config
-    model.eval()
+    attention, recommended = model.config._attn_implementation, model.generation_config
     model.generation_config = _without_sampling(recommended)
     if attention not in STOCK_ATTENTION:
         model.set_attn_implementation("sdpa")
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         if attention not in STOCK_ATTENTION:
             model.set_attn_implementation(attention)
         model.generation_config = recommended
-        model.train(was_training)
 
 
 def _without_sampling(recommended: ModelGenerationConfig) -> ModelGenerationConfig:
