@@ -51,13 +51,15 @@ def test_single_answers_by_hand() -> None:
         {"chosen": 1.0, "origin": "file:1"}, {"rejected": 2.0, "origin": "file:2"}]
 
 
-def test_one_model_scores_alike_everywhere(world: Path, tmp_path: Path, danlu: Callable[..., int]) -> None:
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_one_model_scores_alike_everywhere(method: str, world: Path, tmp_path: Path,
+                                           danlu: Callable[..., int]) -> None:
     """eval_ of the run = predict_ of the run = `danlu eval` on adapter and on export (up to the head's constant)."""
     base, run = save_tiny(tmp_path / "base", "qwen3", CHATML), tmp_path / "run"
     assert danlu("train", {
         "model_name_or_path": str(base), "stage": "rm", "do_train": True, "do_eval": True, "do_predict": True,
         "dataset": "pairs", "eval_dataset": "pairs", "dataset_dir": str(world), "output_dir": str(run),
-        "finetuning_type": "lora", "max_steps": 12, "per_device_train_batch_size": 8, "learning_rate": 1e-2}) == 0
+        "finetuning_type": method, "max_steps": 12, "per_device_train_batch_size": 8, "learning_rate": 1e-2}) == 0
     results = read_json(run / "all_results.json")
     assert results["eval_accuracy"] > 0.5 and 0 < results["eval_ece"] < 1
     expected = {name: results[f"eval_{name}"] for name in NUMBERS}

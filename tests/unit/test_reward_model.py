@@ -70,7 +70,7 @@ def test_rm_tells_accuracy_and_margin() -> None:
     assert told.metrics["accuracy"].item() == pytest.approx(sum(lead > 0 for lead in leads) / 3)
     assert told.metrics["margin"].item() == pytest.approx(sum(leads) / 3, abs=1e-5)
     assert told.metrics["rewards/rejected"].item() == pytest.approx((r[1] + r[2]) / 2, abs=1e-5)
-    told_ece = stage.report({name: float(value) for name, value in told.metrics.items()})["ece"]
+    told_ece = stage.report({name: value.item() for name, value in told.metrics.items()})["ece"]
     assert told_ece == pytest.approx(naive_ece(leads), abs=1e-6)
     assert model.lm_head.weight.grad is None and not model.lm_head.weight.requires_grad
     assert scorer.value_head.weight.grad is not None
@@ -135,7 +135,7 @@ def test_good_and_bad_are_read_from_verdicts_and_from_preferences(tmp_path: Path
     assert [[([a.content for a in one.answers], one.num_good) for one in part] for part in found] == [
         [(["blue"], 1), (["blue"], 0)], [(["blue", "wet"], 1)], [(["blue", "warm", "wet"], 1)]]
     assert all(one.prompt[-1].content == "the sky" for part in found for one in part)
-    with pytest.raises(DataError, match="expected a key chosen"):
+    with pytest.raises(DataError, match=r"expected a verdict \(kto_tag or label\), or a better and a worse answer"):
         rows_of(tmp_path / "chat.jsonl", [{"instruction": "a", "output": "b"}], Graded)
 
 

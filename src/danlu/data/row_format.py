@@ -18,6 +18,7 @@ from danlu.data.row_values import (
     RowProblem,
     first_present,
     flag_at,
+    keys_of,
     kind_of,
     mapping_at,
     optional_text_at,
@@ -112,6 +113,9 @@ class RowFormat(ABC):
         """Return answers marked good or bad: one with its verdict, or those of a preference, of which the best is good.
         """
         if Preference in self.kinds and not _has_verdict(row, layout):
+            if layout.columns is None and isinstance(row, Mapping) and not self.matches(row, Preference):
+                wanted = f"a verdict ({' or '.join(VERDICTS)}), or a better and a worse answer"
+                raise RowProblem("", keys_of(row), wanted)
             pair = self.preference(row, layout, origin)
             return Graded(pair.prompt, pair.answers, 1, origin, pair.tools)
         judged = self.feedback(row, layout, origin)
