@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from danlu.core.errors import ConfigError, DataError
-from danlu.core.records import Conversation, Text
+from danlu.core.records import Conversation, Origin, Text
 from danlu.data.config import DataConfig
 from danlu.data.ledger import Ledger
 from danlu.data.loader import load_records, split_validation
@@ -61,6 +61,15 @@ def test_a_ledger_survives_json_and_merges():
     merged = Ledger.from_dict(json.loads(json.dumps(ledger.to_dict())))
     merged.merge(ledger)
     assert merged.counts["a"]["read"] == 6 == merged.total("read")
+
+
+def test_a_row_cut_and_then_dropped_is_counted_once():
+    """Row 1 is cut twice, row 2 cut and dropped, row 3 dropped: one cut, two dropped, all five reasons kept."""
+    ledger = Ledger()
+    for row, acts in ((1, "cc"), (2, "cd"), (3, "d")):
+        for act in acts:
+            (ledger.cut if act == "c" else ledger.drop)(Origin("a", row), "long")
+    assert ledger.lines()[0] == "data a: 1 cut, 2 dropped" and len(ledger.entries) == 5
 
 
 def test_empty_documents_are_left_out_and_listed(tmp_path):
@@ -160,3 +169,11 @@ def test_a_set_whose_rows_are_all_bad_says_why(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"instruction": "q", "output": ""}] * 3)
     with pytest.raises(DataError, match="no usable row: 3 dropped: bad row"):
         len(load_records(DataConfig(train_file=path, on_bad_row="skip"), Conversation))
+
+
+@pytest.mark.parametrize("row", [{"prompt": "q", "chosen": "a", "rejected": "b"},
+                                 {"prompt": "q", "responses": ["a", "b"], "scores": [1, 2]}])
+def test_compared_answers_where_single_ones_are_wanted_name_the_stages(tmp_path, row):
+    with pytest.raises(DataError) as caught:
+        len(load_records(DataConfig(train_file=write(tmp_path / "a.jsonl", [row])), Conversation))
+    assert caught.value.fix == "set stage: rm or stage: dpo, or give rows with one answer each"

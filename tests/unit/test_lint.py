@@ -157,6 +157,7 @@ def test_duplicates_contradictions_and_leaks(tmp_path: Path) -> None:
     report = lint(train, held_out=held_out)
     assert [(one.code, one.line) for one in report.sorted()] == [("duplicate", 2), ("contradiction", 4), ("leak", 5)]
     assert report.findings[0].reason.startswith(f"{held_out}:1 ")
+    assert (report.rows, report.eval_rows) == (5, 1)
 
 
 def test_a_pair_of_equal_answers_is_an_error(tmp_path: Path) -> None:

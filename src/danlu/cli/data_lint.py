@@ -115,7 +115,8 @@ def _print(report: Report, only: set[str]) -> None:
                 print(f"{number:>9,} {severity:<8} {code:<22} {CODES[code].meaning}")
     for note in report.notes:
         print(f"note: {note}")
-    print(f"{report.rows:,} rows, {report.total('error'):,} errors, {report.total('warning'):,} warnings")
+    compared = f" and {report.eval_rows:,} of evaluation data" if report.eval_rows else ""
+    print(f"{report.rows:,} rows{compared}, {report.total('error'):,} errors, {report.total('warning'):,} warnings")
     if any(number > report.limit for _, number in listed):
         print(f"the first {report.limit} of each code are listed; --limit N lists more")
 

@@ -94,7 +94,10 @@ class Ledger:
 
     def _note(self, origin: Origin, action: str, reason: str, detail: str) -> None:
         entry = self.entries[-1] if self.entries else None
-        if entry is None or (entry.source, entry.row, entry.action) != (origin.source, origin.row, action):
+        before = entry.action if entry is not None and (entry.source, entry.row) == (origin.source, origin.row) else ""
+        if before == "cut" and action == "dropped":  # a row is counted by what became of it in the end
+            self.count(origin.source, "cut", -1)
+        if before != action:
             self.count(origin.source, action)
         self.entries.append(Entry(origin.source, origin.row, action, reason, detail))
 

@@ -119,7 +119,8 @@ class SourceRows:
             name = detect(row.value, self.record_type)
             # The only column of strings beside ranked answers is their prompt, and no prose.
             if name is None or name == "text" and has_ranking(row.value):
-                raise DataError(prefix + _unknown_row(row.value, self.record_type), where=where, fix=_how_to_declare())
+                raise DataError(prefix + _unknown_row(row.value, self.record_type), where=where,
+                                fix=_other_stage(row.value, self.record_type) or _how_to_declare())
             self._format = FORMATS[name]()
             self._announce(name, row.value)
         try:
@@ -323,6 +324,13 @@ def _unknown_row(row: Any, record_type: type[Record]) -> str:
     if other is not None and not FORMATS[other].gives(record_type) or record_type is Preference:
         return f"no {NOUNS[record_type]} in a row that has {shown}"
     return f"no known data format has {shown}"
+
+
+def _other_stage(row: Any, record_type: type[Record]) -> str:
+    """Return what to do with answers that are compared where single ones are wanted; empty for other rows."""
+    if record_type in (Preference, Graded) or not (has_pair(row) or has_ranking(row)):
+        return ""
+    return "set stage: rm or stage: dpo, or give rows with one answer each"
 
 
 def _how_to_declare() -> str:

@@ -55,7 +55,8 @@ class Lint:
             self._add_fault(read.file, read.row, read.fault)
         if read.row is None:
             return
-        self.report.rows += 1
+        self.report.rows += not is_eval
+        self.report.eval_rows += is_eval
         if read.record is None:
             self._remember(read.row, NOBODY)
             return

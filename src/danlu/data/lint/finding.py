@@ -99,6 +99,7 @@ class Report:
 
     limit: int = 20
     rows: int = 0
+    eval_rows: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -128,7 +129,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        return {"rows": self.rows, "errors": self.total("error"), "warnings": self.total("warning"),
+        return {"rows": self.rows, "eval_rows": self.eval_rows, "errors": self.total("error"), "warnings": self.total("warning"),
                 "counts": dict(self.counts), "findings": [one.to_dict() for one in self.sorted()],
                 "listed_per_code": self.limit, "notes": self.notes}
 

@@ -15,6 +15,7 @@ from danlu.data.row_format import FORMATS, RowFormat, RowProblem, detect, kind_o
 FILE_FAULTS = (
     ("broken JSON", "broken-json"), ("not UTF-8", "not-utf8"), ("broken CSV", "broken-csv"),
     ("the header", "broken-csv"), ("not a whole", "truncated-file"), ("truncated", "truncated-file"),
+    ("not gzip", "unreadable"), ("not zstd", "unreadable"),
     ("the line is longer", "endless-line"), ("the row is longer", "endless-line"),
     ("ends", "truncated-file"))
 ROW_FAULTS = (

@@ -16,6 +16,7 @@ from danlu.core.errors import DataError
 from danlu.data.row_file import PACKED, packing_of
 
 CHUNK = 1 << 20
+SIGNATURES = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 MOST_REWINDS = 4
 MOST_UNPACKED_AT_ONCE = 32
 
@@ -74,6 +75,7 @@ class _Unpacked(io.RawIOBase):
         try:
             data = self._inner.read1(len(buffer))  # `read` of gzip gives nothing of a block that breaks off
         except (EOFError, OSError, zlib.error) as error:
+            self._check_packing()
             raise DataError(
                 f"truncated or damaged {PACKED[self.path.suffix.lower()]} file: it breaks off after {self._position} "
                 f"unpacked bytes ({error})", where=f"{self.path}:{self._lines + 1}",
@@ -82,6 +84,18 @@ class _Unpacked(io.RawIOBase):
         self._position += len(data)
         self._lines += data.count(b"\n")
         return len(data)
+
+    def _check_packing(self) -> None:
+        """Refuse a file whose first bytes are not those of its kind of packing."""
+        packing, begins = PACKED[self.path.suffix.lower()], self._first_bytes()
+        if begins and not SIGNATURES[packing].startswith(begins):
+            raise DataError(
+                f"not {packing} data, as the name says: it begins with {begins!r}", where=f"{self.path}:1",
+                fix=f"pack it, or take {self.path.suffix} off its name")
+
+    def _first_bytes(self) -> bytes:
+        with self.path.open("rb") as file:
+            return file.read(len(SIGNATURES[PACKED[self.path.suffix.lower()]]))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence != io.SEEK_SET:
