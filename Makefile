@@ -6,7 +6,7 @@ READY  := $(VENV)/.danlu-installed
 # Two workers with one thread each suit two cores better than one worker with two.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: install quickstart check test test-slow test-all bench parity-trl golden schema clean
+.PHONY: install quickstart check test test-slow test-all bench bench-peers parity-trl golden schema clean
 
 install: $(READY)
 
@@ -38,10 +38,12 @@ bench: $(READY)
 	$(BIN)/python -m pip install --quiet -e ".[bench]"
 	$(BIN)/python benchmarks/packed_forward.py
 	$(BIN)/python benchmarks/dedup.py
+	$(BIN)/python -m benchmarks.bench
 
 # Other trainers live in environments of their own; torch is capped so that its CPU build serves them all.
 TORCH   := "torch>=2.11,<2.14"
 TRL_ENV := .bench/trl
+FACTORY_ENV := .bench/llamafactory
 
 $(TRL_ENV)/.ready:
 	test -x $(TRL_ENV)/bin/python || $(PYTHON) -m venv $(TRL_ENV)
@@ -52,6 +54,20 @@ $(TRL_ENV)/.ready:
 
 parity-trl: $(READY) $(TRL_ENV)/.ready
 	$(PYTEST) -q tests/parity/test_trl_losses.py
+
+# LLaMA-Factory imports torchaudio for audio, and torchvision's build has to match torch's; neither is measured.
+$(FACTORY_ENV)/.ready:
+	test -x $(FACTORY_ENV)/bin/python || $(PYTHON) -m venv $(FACTORY_ENV)
+	$(FACTORY_ENV)/bin/python -m pip install --quiet --upgrade pip
+	$(FACTORY_ENV)/bin/python -m pip install --quiet $(TORCH)
+	$(FACTORY_ENV)/bin/python -m pip install --quiet "llamafactory==0.9.5" $(TORCH)
+	$(FACTORY_ENV)/bin/python -m pip uninstall --quiet -y torchvision torchaudio
+	echo '"""No audio is measured."""' > $$($(FACTORY_ENV)/bin/python -c "import site; print(site.getsitepackages()[0])")/torchaudio.py
+	touch $@
+
+# For one case, without waiting for all: make bench-peers PEERS="--only sft --rounds 1"
+bench-peers: $(READY) $(TRL_ENV)/.ready $(FACTORY_ENV)/.ready
+	$(BIN)/python -m benchmarks.against_peers $(PEERS)
 
 golden: $(READY)
 	$(BIN)/python -m pytest -q tests/golden --golden-update

@@ -1,0 +1,222 @@
+"""danlu against TRL and LLaMA-Factory: same model, data, order, precision and optimiser, in turns, losses compared.
+
+    python -m benchmarks.against_peers [--only CASE ...] [--rounds 3] [--steps 6] [--warm 2] [--threads N] [--list]
+
+Each round runs danlu and every peer once, one after another, so that a slow spell of the machine meets all of them.
+Results go to benchmarks/results/peers.{json,md}; a case that is run again replaces its former result.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import BENCH, ROOT, Measured, Task, machine, run_danlu, run_peer
+from benchmarks.workload import make_workload
+
+RESULTS = ROOT / "benchmarks/results"
+LOSS_TOLERANCE = 1e-3
+COMPARED_STEPS = 3
+PLAIN = {"bf16": False, "gradient_checkpointing": False}
+
+
+PREFACE = (
+    "# danlu against its peers", "",
+    "`make bench-peers`: the same model, rows, order, optimiser and threads, in turns; medians over the rounds.",
+    "tok/s counts real tokens (of both full sequences of a pair). `times as fast` is danlu's speed over the peer's",
+    "in the same round. `loss` is the largest relative difference to danlu's loss in the first",
+    f"{COMPARED_STEPS} steps; it is empty where the steps hold other rows or run in bf16.")
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A way to run a peer. `compares`: its steps hold the same rows in fp32, so that its losses must be danlu's."""
+
+    name: str
+    environment: str
+    script: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    compares: bool = True
+    needs_bf16: bool = False
+
+    @property
+    def python(self) -> Path:
+        """The peer's interpreter."""
+        return BENCH / self.environment / "bin/python"
+
+
+def trl(name: str, compares: bool = True, **settings: Any) -> Peer:
+    """Return a variant of TRL."""
+    return Peer(f"TRL {name}", "trl", "trl_run.py", settings, compares, bool(settings.get("bf16")))
+
+
+def factory(name: str = "fp32", compares: bool = True, **settings: Any) -> Peer:
+    """Return a variant of LLaMA-Factory."""
+    return Peer(f"LLaMA-Factory {name}", "llamafactory", "llamafactory_run.py", settings, compares)
+
+
+DEFAULTS = trl("defaults (bf16, checkpointing)", compares=False)
+FP32 = trl("fp32", **PLAIN)
+GROUPED = trl("fp32, grouped by length", compares=False, **PLAIN, train_sampling_strategy="group_by_length")
+PACKED = trl("packing, fp32", compares=False, **PLAIN, packing=True, max_length=1024)
+PACKED_BF16 = trl("packing, bf16", compares=False, bf16=True, gradient_checkpointing=False, packing=True,
+                  max_length=1024)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One line of the comparison."""
+
+    stage: str
+    method: str
+    shape: str
+    lengths: str
+    peers: tuple[Peer, ...]
+    batch: int = 8
+    accumulation: int = 2
+    loss_tolerance: float = LOSS_TOLERANCE
+
+
+CASES = {
+    "sft-uniform": Case("sft", "full", "8k", "uniform", (DEFAULTS, FP32, factory()), accumulation=1),
+    "sft": Case("sft", "full", "8k", "log-normal", (DEFAULTS, FP32, GROUPED, PACKED, PACKED_BF16, factory())),
+    "sft-lora": Case("sft", "lora", "8k", "log-normal", (DEFAULTS, FP32, PACKED, factory())),
+    "dpo": Case("dpo", "full", "8k", "log-normal", (DEFAULTS, FP32, factory(pref_loss="sigmoid"))),
+    "dpo-lora": Case("dpo", "lora", "8k", "log-normal", (DEFAULTS, FP32, factory(pref_loss="sigmoid"))),
+    "rm": Case("rm", "full", "8k", "log-normal", (DEFAULTS, FP32, factory())),
+    "rm-lora": Case("rm", "lora", "8k", "log-normal", (DEFAULTS, FP32, factory())),
+    "kto": Case("kto", "full", "8k", "log-normal", (DEFAULTS, FP32, factory()), batch=16, accumulation=1,
+                loss_tolerance=5e-3),
+    "kto-lora": Case("kto", "lora", "8k", "log-normal", (DEFAULTS, FP32, factory()), batch=16, accumulation=1,
+                     loss_tolerance=5e-3),
+    "sft-152k": Case("sft", "full", "152k", "log-normal", (DEFAULTS, FP32, PACKED, factory()), batch=4,
+                     accumulation=4),
+    "dpo-uniform": Case("dpo", "full", "8k", "uniform", (FP32,), batch=4, accumulation=1),
+    "dpo-152k": Case("dpo", "full", "152k", "log-normal", (FP32,), batch=4, accumulation=2),
+}
+"""The unfavourable case first. KTO: one micro-batch a step, as peers take the KL baseline over a micro-batch; their
+mismatched answers are others, which its tolerance covers."""
+
+
+def measure_case(name: str, case: Case, steps: int, warm: int, rounds: int, threads: int) -> dict[str, Any]:
+    """Run a case in turns; return its record."""
+    task = Task(case.stage, case.method, steps, warm, case.batch, case.accumulation)
+    work = make_workload(BENCH / "work", case.shape, case.lengths, task.rows)
+    hardware = machine()
+    peers = [peer for peer in case.peers if peer.python.is_file()
+             and (hardware["bf16 in hardware"] or not peer.needs_bf16)]
+    runs: dict[str, list[Measured]] = {"danlu": []} | {peer.name: [] for peer in peers}
+    failed: dict[str, str] = {}
+    for turn in range(rounds):
+        runs["danlu"].append(run_danlu(task, work, threads))
+        tell(name, turn, "danlu", runs["danlu"][-1])
+        for peer in [one for one in peers if one.name not in failed]:
+            try:
+                runs[peer.name].append(run_peer(peer.python, peer.script, task, work, threads, peer.settings))
+            except RuntimeError as error:
+                failed[peer.name] = str(error).strip().splitlines()[-1]
+                print(f"{name}: {peer.name} failed: {error}", flush=True)
+                continue
+            tell(name, turn, peer.name, runs[peer.name][-1])
+    record = {
+        "date": date.today().isoformat(), "machine": hardware, "threads": threads, "task": asdict(task),
+        "shape": case.shape, "lengths": case.lengths, "rounds": rounds, "failed": failed,
+        "runs": {key: [asdict(one) for one in found] for key, found in runs.items()},
+        "summary": [summary("danlu", runs["danlu"], runs["danlu"], None)] + [
+            summary(peer.name, runs[peer.name], runs["danlu"], peer) for peer in peers if runs[peer.name]]}
+    check_losses(name, case, record)
+    return record
+
+
+def tell(case: str, turn: int, who: str, run: Measured) -> None:
+    """Print a run as soon as it is done."""
+    print(f"{case} round {turn + 1}: {who:40s} {run.tokens_per_second:7.0f} tok/s  first step {run.first_step:5.1f} s  "
+          f"{run.peak_memory:6.0f} MiB  {run.problem}", flush=True)
+
+
+def summary(name: str, runs: list[Measured], ours: list[Measured], peer: Peer | None) -> dict[str, Any]:
+    """Return the medians of a contestant and how danlu compares."""
+    speed = statistics.median(run.tokens_per_second for run in runs)
+    ratios = [own.tokens_per_second / run.tokens_per_second for own, run in zip(ours, runs, strict=False)]
+    pairs = list(zip(ours[0].losses, runs[0].losses, strict=False))[:COMPARED_STEPS]
+    return {
+        "name": name, "tokens_per_second": speed, "ratio": statistics.median(ratios), "ratios": ratios,
+        "first_step": statistics.median(run.first_step for run in runs),
+        "peak_memory": statistics.median(run.peak_memory for run in runs),
+        "loss_difference": max(abs(a - b) / abs(a) for a, b in pairs), "compares": peer is None or peer.compares,
+        "versions": runs[0].versions}
+
+
+def check_losses(name: str, case: Case, record: dict[str, Any]) -> None:
+    """Refuse a comparison of runs that do not train the same thing."""
+    wrong = {line["name"]: line["loss_difference"] for line in record["summary"]
+             if line["compares"] and line["loss_difference"] > case.loss_tolerance}
+    if wrong:
+        raise SystemExit(f"{name}: the losses of the first {COMPARED_STEPS} steps differ by {wrong}, "
+                         f"more than {case.loss_tolerance}")
+
+
+def write(records: dict[str, Any]) -> None:
+    """Write the results as JSON and as tables."""
+    RESULTS.mkdir(exist_ok=True)
+    ordered = {name: records[name] for name in CASES if name in records}
+    (RESULTS / "peers.json").write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "peers.md").write_text("\n".join(tables(ordered)) + "\n", encoding="utf-8")
+
+
+def tables(records: dict[str, Any]) -> list[str]:
+    """Return the Markdown of all cases."""
+    lines = list(PREFACE)
+    for name, record in records.items():
+        task, hardware = record["task"], record["machine"]
+        lines += ["", f"## {name}", "", (
+            f"{task['stage']} {task['method']}, {record['shape']} vocabulary, {record['lengths']} lengths, "
+            f"{task['batch']} x {task['accumulation']} rows a step; {record['rounds']} rounds of {task['steps']} steps "
+            f"({task['warm']} to warm up), {record['threads']} threads, {hardware['processor']}, bf16 in hardware: "
+            f"{'yes' if hardware['bf16 in hardware'] else 'no'}, load {hardware['load']} before the run, "
+            f"{record['date']}."), "",
+            "| | tok/s | times as fast | loss | first step s | peak MiB |", "|---|---|---|---|---|---|"]
+        for line in record["summary"]:
+            loss = f"{line['loss_difference']:.0e}" if line["compares"] and line["name"] != "danlu" else ""
+            ratio = "" if line["name"] == "danlu" else f"{line['ratio']:.2f}"
+            lines.append(f"| {line['name']} | {line['tokens_per_second']:,.0f} | {ratio} | {loss} | "
+                         f"{line['first_step']:.1f} | {line['peak_memory']:,.0f} |")
+        lines += [f"\n{peer} did not run: {why}" for peer, why in record["failed"].items()]
+        packages: dict[str, str] = {}
+        for line in record["summary"]:
+            label = line["name"].split(" ")[0]
+            packages.setdefault(label, ", ".join(f"{key} {value}" for key, value in line["versions"].items()))
+        lines += ["", "; ".join(f"{label}: {found}" for label, found in packages.items())]
+    return lines
+
+
+def main() -> None:
+    """Run the chosen cases."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--warm", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--tiny", action="store_true", help="a toy model, to see that everything runs; keeps no result")
+    chosen = parser.parse_args()
+    file = RESULTS / "peers.json"
+    records = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    for name in chosen.only:
+        case = CASES[name]
+        if chosen.tiny:
+            case = replace(case, shape="tiny", lengths="tiny")
+        record = measure_case(name, case, chosen.steps, chosen.warm, chosen.rounds, chosen.threads)
+        records[name] = record
+        if not chosen.tiny:
+            write(records)
+    if chosen.tiny:
+        print("\n".join(tables({name: records[name] for name in chosen.only})))
+
+
+if __name__ == "__main__":
+    main()

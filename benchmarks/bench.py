@@ -1,0 +1,154 @@
+"""danlu alone: speed, share of the machine's peak, FLOPs against the formula, memory and start-up, stage by stage.
+
+    python -m benchmarks.bench [--quick] [--only STAGE ...] [--steps 5] [--warm 2] [--threads N]
+
+The matrix is every registered stage that benchmarks/measure.py has data for, times full, lora and qlora, two
+vocabularies and two shapes of lengths, the unfavourable one first. The peak is that of fp32 matrix products, measured
+before each run. Results go to benchmarks/results/bench.{json,md}; `--quick` runs tiny shapes and prints only.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import date
+from typing import Any
+
+import torch
+import yaml
+
+from benchmarks.flops import counted_flops, matrix_peak, padded_share, step_flops
+from benchmarks.measure import BENCH, KINDS, METHODS, ROOT, Task, danlu_config, fresh, machine, run_danlu
+from benchmarks.workload import Workload, make_workload
+from danlu.stages.base import STAGES
+
+RESULTS = ROOT / "benchmarks/results"
+LEGEND = (
+    "tok/s counts real tokens (of both full sequences of a pair). GFLOP/s and the share of the matrix-product peak",
+    "count the formula of benchmarks/flops.py, in which a shared prompt counts once and nothing is recomputed.",
+    "`counted` is what torch counts over that formula, attention left out on both sides; `padding` is what a padded",
+    "batch would add.")
+FORMULAS = ("pt", "sft", "rm", "dpo", "kto")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One line of the table."""
+
+    stage: str
+    method: str
+    shape: str
+    lengths: str
+
+
+def cells(quick: bool, only: list[str]) -> Iterator[Cell]:
+    """Yield the matrix, made of the registry; pre-training cuts blocks, so that rows' lengths do not matter to it."""
+    stages = [stage for stage in STAGES if stage in KINDS and stage in FORMULAS and (not only or stage in only)]
+    if quick:
+        yield from (Cell(stage, method, "tiny", "tiny") for stage in stages for method in METHODS
+                    if method == "full" or stage == "sft")
+        return
+    for lengths in ("uniform", "log-normal"):
+        yield from (Cell(stage, method, shape, lengths) for stage in stages for method in METHODS
+                    for shape in ("8k", "152k") if lengths == "uniform" or stage != "pt")
+
+
+def measure(cell: Cell, steps: int, warm: int, threads: int) -> dict[str, Any]:
+    """Run one cell; return its line."""
+    is_long = cell.lengths == "uniform" or cell.stage == "pt"
+    task = Task(cell.stage, cell.method, steps, warm, batch=4 if is_long else 8, accumulation=1 if is_long else 2)
+    work = make_workload(BENCH / "work", cell.shape, cell.lengths, max(task.rows, 64))
+    peak = matrix_peak(0.2 if cell.shape == "tiny" else 1.0)
+    run = run_danlu(task, work, threads, extra_keys(cell, work))
+    size = task.batch * task.accumulation
+    batches = [work.rows[at * size:(at + 1) * size] for at in range(warm, steps)]
+    block = work.lengths.high
+    formula = sum(step_flops(work.shape, cell.stage, cell.method, rows, lora_rank=task.lora_rank, block=block)
+                  for rows in batches)
+    seconds = task.tokens(work, warm) / run.tokens_per_second
+    tokens = size * block * len(batches) if cell.stage == "pt" else task.tokens(work, warm)
+    rows = [row for batch in batches for row in batch]
+    return asdict(cell) | {
+        "tokens_per_second": tokens / seconds, "flops_per_second": formula / seconds, "matrix_peak": peak,
+        "share_of_peak": formula / seconds / peak, "padding_avoided": padded_share(cell.stage, rows, task.batch),
+        "counted": counted(cell, task, work), "peak_memory": run.peak_memory, "first_step": run.first_step,
+        "step_seconds": run.step_seconds}
+
+
+def extra_keys(cell: Cell, work: Workload) -> dict[str, Any]:
+    """Return what a stage needs beside the common configuration: pre-training's blocks are as long as a long row."""
+    return {"cutoff_len": work.lengths.high, "packing": True} if cell.stage == "pt" else {}
+
+
+def counted(cell: Cell, task: Task, work: Workload) -> float | None:
+    """Return the counted FLOPs of the second step over the formula's, both without attention; None in 4 bits."""
+    if "quantization_bit" in METHODS[cell.method]:
+        return None
+    output = fresh(BENCH / "runs" / "counted")
+    config = output.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(danlu_config(task, work, output) | extra_keys(cell, work)), encoding="utf-8")
+    size = task.batch * task.accumulation
+    formula = step_flops(work.shape, cell.stage, cell.method, work.rows[size:2 * size], lora_rank=task.lora_rank,
+                         attention=False, block=work.lengths.high)
+    return counted_flops([str(config)]) / formula
+
+
+def start_up(threads: int) -> float:
+    """Return the median seconds of `danlu --help`."""
+    found = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "danlu.cli.main", "--help"], check=True, capture_output=True,
+                       env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+def table(record: dict[str, Any]) -> list[str]:
+    """Return the Markdown of the results."""
+    hardware = record["machine"]
+    lines = [
+        "# danlu alone", "",
+        f"`make bench`, {record['date']}: {hardware['processor']}, {record['threads']} threads, fp32, load "
+        f"{hardware['load']} before the run. `danlu --help`: {record['help_seconds']:.2f} s.", "", *LEGEND, "",
+        "| stage | method | vocabulary | lengths | tok/s | GFLOP/s | of peak | counted | padding | first s | MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|"]
+    for line in record["lines"]:
+        ratio = "" if line["counted"] is None else f"{line['counted']:.2f}"
+        lines.append(
+            f"| {line['stage']} | {line['method']} | {line['shape']} | {line['lengths']} | "
+            f"{line['tokens_per_second']:,.0f} | {line['flops_per_second'] / 1e9:.0f} | {line['share_of_peak']:.0%} | "
+            f"{ratio} | {line['padding_avoided']:.0%} | {line['first_step']:.1f} | {line['peak_memory']:,.0f} |")
+    return lines
+
+
+def main() -> None:
+    """Measure the matrix."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", nargs="+", default=[])
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warm", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    record: dict[str, Any] = {
+        "date": date.today().isoformat(), "machine": machine(), "threads": chosen.threads,
+        "help_seconds": start_up(chosen.threads), "lines": []}
+    for cell in cells(chosen.quick, chosen.only):
+        record["lines"].append(measure(cell, chosen.steps, chosen.warm, chosen.threads))
+        print(table(record)[-1], flush=True)
+    if chosen.quick:
+        return
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "bench.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "bench.md").write_text("\n".join(table(record)) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
