@@ -65,10 +65,10 @@ class PackedLM(nn.Module):
         """
         plan = self._plan or self._decide(stream)
         if output == "hidden":
-            return self._hidden_rows(stream, plan)
+            return self._hidden_rows(stream, plan, with_head=False)
         if plan.head is None:
             return self._score_by_model(stream, plan, output)
-        rows_RH = self._hidden_rows(stream, plan)
+        rows_RH = self._hidden_rows(stream, plan, with_head=True)
         if output == "entropy":
             return plan.head.logps_and_entropy(rows_RH, stream.loss_targets)
         if output == "logps":
@@ -105,11 +105,13 @@ class PackedLM(nn.Module):
             notice(f"{reason}: taking the slower plain path")
         return plan
 
-    def _hidden_rows(self, stream: StreamTensors, plan: RunPlan) -> Tensor:
+    def _hidden_rows(self, stream: StreamTensors, plan: RunPlan, *, with_head: bool) -> Tensor:
         """Return the hidden states of the supervised rows, (R, H)."""
         base = base_of(self.model)
         if plan.packed:
             layout = Layout.of(stream, shared=self._shares(stream, plan))
+            if plan.last is not None and plan.last.pays(len(layout.input_ids), stream.num_rows, with_head=with_head):
+                return plan.last.hidden(layout, stream.loss_rows)
             return layout.gather(packed_hidden(base, layout), stream.loss_rows)
         batch = PaddedBatch.of(stream)
         return batch.gather(padded_hidden(base, batch), stream.loss_rows)
