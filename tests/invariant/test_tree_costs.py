@@ -60,8 +60,9 @@ def test_a_dpo_step_costs_what_the_formula_says() -> None:
     """3 passes of the policy and 1 of the reference over P + Rc + Rr tokens and Rc + Rr rows of the head.
 
     Fb = 2 Nb + A a token, A = 2 L (H hd) s with s the mean context of a full causal square; Fh = 2 Nh a row.
-    The last layer's MLP serves the rows alone. Prompts as long as answers: at most 1.05 of it, for masks that are rectangles and for logits that are made again
-    where a loss knows the weights of its rows late. Pairs apart would cost about 1.3.
+    The last layer's MLP serves the rows alone. Prompts as long as answers: at most 1.05 of it, for masks that are
+    rectangles and for logits that are made again where a loss knows the weights of its rows late. Pairs apart would
+    cost about 1.3.
     """
     policy, frozen = (PackedLM(tiny_model(**SHAPE)) for _ in "ab")
     frozen.model.requires_grad_(False)
@@ -73,12 +74,12 @@ def test_a_dpo_step_costs_what_the_formula_says() -> None:
         dpo_step(stage, examples)
     layers = policy.model.model.layers
     body = sum(p.numel() for p in layers.parameters() if p.ndim == 2)
-    mlp = sum(p.numel() for p in layers[-1].mlp.parameters())
+    mlp, head = sum(p.numel() for p in layers[-1].mlp.parameters()), policy.model.lm_head.weight.numel()
     expected = 0.0
     for prompt, chosen, rejected in sizes:
         tokens, rows = prompt + chosen + rejected, chosen + rejected
         contexts = prompt * prompt + chosen * (2 * prompt + chosen) + rejected * (2 * prompt + rejected)
-        forward = 2 * body * tokens - 2 * mlp * (tokens - rows) + 2 * 2 * 128 * contexts + 2 * policy.model.lm_head.weight.numel() * rows
+        forward = 2 * body * tokens - 2 * mlp * (tokens - rows) + 2 * 2 * 128 * contexts + 2 * head * rows
         expected += (3 + 1) * forward
     assert expected <= counter.get_total_flops() <= 1.05 * expected
 
