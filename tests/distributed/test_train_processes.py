@@ -20,15 +20,20 @@ from tests.reading import losses
 
 
 def in_two_processes(config_file: Path) -> None:
-    """Run danlu under torchrun with two ranks over gloo."""
+    """Run danlu under torchrun with two ranks over gloo, to a good end."""
+    child = started_in_two(config_file)
+    assert child.returncode == 0, child.stderr
+
+
+def started_in_two(config_file: Path) -> subprocess.CompletedProcess[str]:
+    """Run danlu under torchrun with two ranks over gloo, to whatever end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1",
                "--master_port", str(port), "-m", "danlu", "train", str(config_file)]
-    child = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-                           timeout=300, check=False)
-    assert child.returncode == 0, child.stderr
+    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+                          timeout=300, check=False)
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
