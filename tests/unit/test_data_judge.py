@@ -1,6 +1,7 @@
 """`danlu data judge` against a real server on this machine: fair, biased, busy, silent and babbling judges."""
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from danlu.cli.main import main
 from danlu.core.errors import ConfigError, DataError, UserError
@@ -205,6 +207,32 @@ def test_marks_inside_answers_stay() -> None:
     """An answer that holds {second} is shown as it is."""
     text = question([Message("user", "{first}?")], "{second}", "two", "zh")
     assert "用户: {first}?" in text and "【回答 A】\n{second}\n" in text and "【回答 B】\ntwo\n" in text
+
+
+def test_a_reward_model_judges(tmp_path: Path, tiny_base: Path) -> None:
+    """The scores are those of the network by itself, whatever stands beside it; equal answers are left out."""
+    import torch
+
+    from danlu.core.records import Origin
+    from danlu.evaluation.score_answers import answer_scorer
+
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    torch.manual_seed(3)
+    save_file({"v_head.summary.weight": torch.randn(1, 32), "v_head.summary.bias": torch.zeros(1)},
+              base / "value_head.safetensors")
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    assert main(["data", "judge", f"{tmp_path}/asked.jsonl", f"{tmp_path}/out/pairs.jsonl", "--reward_model", str(base)]
+                ) == 0
+    rows = lines(tmp_path / "out" / "pairs.jsonl")
+    assert len(rows) == 5 and all(row["votes"][0] > row["votes"][1] for row in rows)
+    score = answer_scorer(str(base), template=None, cutoff_len=2048)
+    alone = score([Preference((Message("user", "what is the sky"),), (
+        Message("assistant", rows[0]["chosen"]), Message("assistant", rows[0]["rejected"])), Origin("x", 1))])
+    assert alone[0] == pytest.approx(rows[0]["votes"], abs=1e-4)
+    ledger = lines(tmp_path / "out" / "_pairs.ledger.jsonl")
+    assert [one["outcome"] for one in ledger[:-1]] == [*["judged"] * 5, "equal"]
+    assert score([Preference((Message("user", "x " * 3000),), (
+        Message("assistant", "a"), Message("assistant", "b")), Origin("x", 1))]) == [None]
 
 
 def test_the_verb(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,8 +32,8 @@ from danlu.templates import resolve
 @TASKS.register("pairs")
 def run_pairs(job: EvalJob) -> dict[str, float]:
     """Return accuracy, margin, ece, mean rewards and the number of prompts; several sets also as accuracy_<set>, ..."""
-    context, device = _context(job), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = _scorer(job, context, device)
+    context, device = scoring_context(job), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_scorer(job, context, device)
     found = {}
     for name, records in job.each_set(Preference).items():
         dataset = build_dataset(records, RM, context)
@@ -47,14 +47,14 @@ def run_pairs(job: EvalJob) -> dict[str, float]:
     return results
 
 
-def _context(job: EvalJob) -> EncodeContext:
+def scoring_context(job: EvalJob) -> EncodeContext:
     tokenizer = load_tokenizer(with_base_of_adapter(job.model))
     template = resolve(job.data.template, tokenizer, tool_format=job.data.tool_format)
     template.prepare_tokenizer(tokenizer)
     return EncodeContext(tokenizer, template, job.data)
 
 
-def _scorer(job: EvalJob, context: EncodeContext, device: torch.device) -> nn.Module:
+def load_scorer(job: EvalJob, context: EncodeContext, device: torch.device) -> nn.Module:
     """Load what scores: a model or adapter with its value head, or a sequence classifier of one label.
 
     Raises UserError for a model that is neither.

@@ -72,6 +72,39 @@ class Ballot:
         return [one.failure for one in self.replies if one.failure]
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """One pair of a question's answers with a reward model's scores; None: not scored, or alike."""
+
+    asked: Question
+    pair: tuple[int, int]
+    scores: tuple[float, float] | None
+
+    @property
+    def outcome(self) -> str:
+        """One of OUTCOMES."""
+        if self.scores is None:
+            return "equal" if is_equal(self.asked.answers, self.pair) else "failed"
+        return "tie" if self.scores[0] == self.scores[1] else "judged"
+
+    def row(self, judge: str) -> dict[str, Any]:
+        """Return the preference of a judged pair as a row of data."""
+        assert self.scores is not None
+        scored = sorted(zip(self.scores, self.pair, strict=True), reverse=True)
+        (high, better), (low, worse) = scored
+        asked = self.asked
+        return {"prompt": [{"role": message.role, "content": message.content} for message in asked.prompt],
+                "chosen": asked.answers[better], "rejected": asked.answers[worse], "judge": judge,
+                "votes": [high, low], "chosen_by": asked.givers[better], "rejected_by": asked.givers[worse]}
+
+    def entry(self) -> dict[str, Any]:
+        """Return the ledger's line."""
+        told: dict[str, Any] = {
+            "source": self.asked.origin.source, "row": self.asked.origin.row, "outcome": self.outcome,
+            "answers": [self.asked.givers[index] for index in self.pair], "votes": list(self.scores or ())}
+        return told | ({"detail": ["not within cutoff_len"]} if self.outcome == "failed" else {})
+
+
 def is_equal(answers: Sequence[str], pair: tuple[int, int]) -> bool:
     """Return whether two answers say the same, blanks at their ends aside."""
     return answers[pair[0]].strip() == answers[pair[1]].strip()

@@ -15,8 +15,12 @@ class JudgeConfig(StrictConfig):
 
     input: CommaList = Field(min_length=1, description="Files of prompts with answers, or predictions of models.")
     output: str = Field(min_length=1, description="File of JSON lines to write: preference pairs.")
-    url: str = Field(min_length=1, description="Server's base URL (http://HOST:PORT/v1), or the whole endpoint.")
-    model: str = Field(min_length=1, description="Name of the judge, as the server knows it.")
+    url: str = Field("", description="Server's base URL (http://HOST:PORT/v1), or the whole endpoint.")
+    model: str = Field("", description="Name of the judge, as the server knows it.")
+    reward_model: str = Field("", description="Folder of a reward model or its adapter, which judges instead.")
+    template: str | None = Field(None, description="Chat template of the reward model; unset: its tokenizer's.")
+    cutoff_len: int = Field(2048, ge=1, description="Tokens of prompt and answer that the reward model reads.")
+    batch_size: int = Field(8, ge=1, description="Prompts in one forward pass of the reward model.")
     lang: Literal["en", "zh"] = Field("en", description="Language in which the judge is asked.")
     api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key; unset: no key.")
     prompts: str | None = Field(None, description="Data set that the predictions answer, for its prompts.")
@@ -46,6 +50,12 @@ class JudgeConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _is_url(self) -> Self:
+        if bool(self.url) == bool(self.reward_model):
+            raise ValueError("name one judge: url with model, or reward_model")
+        if self.reward_model:
+            return self
+        if not self.model:
+            raise ValueError("model is missing: the judge's name at the url")
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url: {self.url} is no http:// or https:// address")
         return self

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from hashlib import blake2b
@@ -12,9 +12,10 @@ from typing import Any
 
 from danlu.core.console import say
 from danlu.core.errors import ConfigError, UserError
+from danlu.core.records import Message, Preference
 from danlu.data.clean.output import WholeFiles, check_output, json_line
 from danlu.data.clean.source import data_files
-from danlu.data.judge.ballot import Ballot, Reply, is_equal
+from danlu.data.judge.ballot import Ballot, Reply, ScoredPair, is_equal
 from danlu.data.judge.config import JudgeConfig
 from danlu.data.judge.journal import Journal
 from danlu.data.judge.questions import Question, read_questions
@@ -24,12 +25,14 @@ from danlu.data.registry import INFO_FILE
 
 AHEAD = 4
 TOLD_EVERY = 100
+Score = Callable[[Sequence[Preference]], list[list[float] | None]]
 Pending = tuple[Question, tuple[int, int], list[Future[Reply]]]
 
 
-def judge(config: JudgeConfig, *, pause: float = 1.0) -> Counter[str]:
+def judge(config: JudgeConfig, *, score: Score | None = None, pause: float = 1.0) -> Counter[str]:
     """Write pairs, ledger and the entry of dataset_info.json; return the number of pairs of each outcome.
 
+    score  the reward model's scores of each record's answers; None: the judge behind the url is asked
     Raises UserError when the server is gone: what it said until then is kept, and the same command goes on from there.
     """
     output = Path(config.output)
@@ -43,11 +46,13 @@ def judge(config: JudgeConfig, *, pause: float = 1.0) -> Counter[str]:
         if len(journal):
             say(f"{len(journal)} verdicts were given before: {config.journal_path}")
         rows, ledger = whole.open(output), whole.open(config.ledger_path)
-        for ballot in _standing(_ballots(questions, config, journal, JudgeServer(config, pause=pause)), config):
+        ballots: Iterator[Ballot | ScoredPair] = _scored(questions, config, score) if score else _standing(
+            _ballots(questions, config, journal, JudgeServer(config, pause=pause)), config)
+        for ballot in ballots:
             counts[ballot.outcome] += 1
             ledger.write(json_line(ballot.entry(), str(output)))
             if ballot.outcome == "judged":
-                rows.write(json_line(ballot.row(config.model), str(output)))
+                rows.write(json_line(ballot.row(config.model or config.reward_model), str(output)))
             if counts.total() % TOLD_EVERY == 0:
                 say(f"{counts.total()} pairs: {', '.join(f'{n} {name}' for name, n in counts.most_common())}")
         ledger.write(json_line({"counts": counts}, str(output)))
@@ -77,6 +82,24 @@ def _ballots(questions: Sequence[Question], config: JudgeConfig, journal: Journa
             under_way.extend(sent(*one) for one in islice(pairs, 1))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _scored(questions: Sequence[Question], config: JudgeConfig, score: Score) -> Iterator[ScoredPair]:
+    """Yield every pair in order, its answers scored a batch of prompts at a time."""
+    for start in range(0, len(questions), config.batch_size):
+        part = questions[start:start + config.batch_size]
+        different = [list(dict.fromkeys(answer.strip() for answer in one.answers)) for one in part]
+        rows = [index for index, answers in enumerate(different) if len(answers) > 1]
+        found = score([Preference(part[index].prompt, tuple(Message("assistant", text) for text in different[index]),
+                                  part[index].origin) for index in rows])
+        known = {index: dict(zip(different[index], scores or (), strict=False))
+                 for index, scores in zip(rows, found, strict=True)}
+        for index, asked in enumerate(part):
+            for pair in combinations(range(len(asked.answers)), 2):
+                both = [known.get(index, {}).get(asked.answers[which].strip()) for which in pair]
+                first, second = both
+                skipped = first is None or second is None or is_equal(asked.answers, pair)
+                yield ScoredPair(asked, pair, None if skipped else (float(first or 0.0), float(second or 0.0)))
 
 
 def _standing(ballots: Iterator[Ballot], config: JudgeConfig) -> Iterator[Ballot]:

@@ -129,7 +129,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        return {"rows": self.rows, "eval_rows": self.eval_rows, "errors": self.total("error"), "warnings": self.total("warning"),
+        return {"rows": self.rows, "eval_rows": self.eval_rows, "errors": self.total("error"),
+                "warnings": self.total("warning"),
                 "counts": dict(self.counts), "findings": [one.to_dict() for one in self.sorted()],
                 "listed_per_code": self.limit, "notes": self.notes}
 
