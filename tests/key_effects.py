@@ -294,6 +294,7 @@ RESOURCES: dict[str, str] = {
     "per_device_eval_batch_size": "examples in one forward pass: sums do not depend on it",
     "batch_size": "questions in one forward pass: answers do not depend on it",
     "use_kv_cache": "time of generation: answers do not depend on it",
+    "infer_backend": "time of generation: tests/unit/test_generation_rollouts.py holds the answers to be the same",
     "export_size": "size of the weight files, from 1 GB on: a tiny model has one file",
 }
 

@@ -222,7 +222,8 @@ def build_rollouts(
 def sampling_settings(config: RunConfig) -> GenerationConfig:
     """Return how answers are sampled for training: by the policy itself, unless the keys say otherwise."""
     plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "do_sample": True}
-    unset = {key: value for key, value in plain.items() if config.origins.get(key, "default") == "default"}
+    unset = {key: value for key, value in {**plain, "infer_backend": "danlu"}.items()
+             if config.origins.get(key, "default") == "default"}
     settings = config.generation.model_copy(update=unset)
     bent = [f"{key} {getattr(settings, key):g}" for key, value in plain.items() if getattr(settings, key) != value]
     if bent or settings.repetition_penalty != 1.0:

@@ -10,7 +10,9 @@ from danlu.core.config import StrictConfig
 class GenerationConfig(StrictConfig):
     """How an answer is drawn from the model."""
 
-    infer_backend: Literal["huggingface"] = Field("huggingface", description="What runs the model: transformers.")
+    infer_backend: Literal["huggingface", "danlu"] = Field(
+        "huggingface",
+        description="What generates: huggingface (transformers' own loop) or danlu (slots); ppo and grpo take danlu.")
     do_sample: bool = Field(True, description="Draw tokens at random; false takes the most probable one.")
     temperature: float = Field(0.95, gt=0, description="Divides the logits before drawing; below 1 is more certain.")
     top_p: float = Field(0.7, gt=0, le=1, description="Draw from the most probable tokens that sum to this mass.")
