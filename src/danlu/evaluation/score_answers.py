@@ -27,8 +27,8 @@ def answer_scorer(folder: str, *, template: str | None, cutoff_len: int) -> Answ
     place = {"adapter_name_or_path": (folder,)} if is_adapter else {"model_name_or_path": folder}
     data = DataConfig.model_validate({"template": template, "cutoff_len": cutoff_len})
     job = EvalJob(
-        ModelConfig.model_validate(place), QuantizationConfig.model_validate({}), AdapterConfig.model_validate({}), data,
-        EvaluationConfig.model_validate({}), GenerationConfig.model_validate({}), "rm", {}, 0, 1, None)
+        ModelConfig.model_validate(place), QuantizationConfig.model_validate({}), AdapterConfig.model_validate({}),
+        data, EvaluationConfig.model_validate({}), GenerationConfig.model_validate({}), "rm", {}, 0, 1, None)
     context, device = scoring_context(job), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_scorer(job, context, device)
 
