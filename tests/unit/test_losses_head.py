@@ -145,6 +145,20 @@ def test_matrix_products_are_three_two_with_a_frozen_head_and_one_without_gradie
     assert (weight.grad is None) == (frozen in ("head", "everything"))
 
 
+@pytest.mark.parametrize(("tile_rows", "frozen", "forward_pass", "backward_pass"), [
+    (6, False, 1, 2), (6, True, 1, 1), (3, False, 2, 6), (3, True, 2, 4)])
+def test_row_logps_keep_a_single_tile_and_form_several_again(
+        tile_rows: int, frozen: bool, forward_pass: int, backward_pass: int) -> None:
+    """One tile: 3 products in all, 2 with a frozen head; two tiles: twice 4, or twice 3."""
+    hidden, weight, _, targets, _ = operands(rows=6, dtype=torch.float32)
+    weight.requires_grad_(not frozen)
+    with Watch() as forward:
+        logps = linear_logps(hidden, weight, targets, tile_rows=tile_rows)
+    with Watch() as backward:
+        logps.sum().backward()
+    assert (forward.products, backward.products) == (forward_pass, backward_pass)
+
+
 def test_without_grad_mode_the_number_is_the_same_and_no_gradient_is_formed() -> None:
     hidden, weight, bias, targets, weights = operands(dtype=torch.float32)
     trained = linear_cross_entropy(hidden, weight, targets, weights, bias_V=bias)

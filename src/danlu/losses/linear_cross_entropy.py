@@ -6,7 +6,7 @@
 Where every row's weight is known before the backward pass (pre-training, supervised fine-tuning) the gradients of h, W
 and b are formed beside the loss while the tile is at hand: three matrix products, two with a frozen head. Where it is
 not (preference and policy losses), `linear_logps` keeps one normaliser a row and forms each tile again in the backward
-pass.
+pass: four products, three with a frozen head. Where all rows are one tile it keeps that tile: three products, or two.
 The idea of tiling the head: Wijmans et al. 2024, arXiv 2411.09009 (Cut Cross-Entropy); of gradients in the forward
 pass: Hsu et al. 2024, arXiv 2410.10989 (Liger Kernel).
 
@@ -95,7 +95,7 @@ def linear_logps(
     transform: LogitTransform = IDENTITY,
     tile_rows: int | None = None,
 ) -> Tensor:
-    """Return log p(y_t) of every row, (R,) float32; the backward pass forms each tile again."""
+    """Return log p(y_t) of every row, (R,) float32; the backward pass forms the tiles again if there are several."""
     plan = _plan(hidden_RH, weight_VH, bias_V, transform, tile_rows, 0.0)
     logps: Tensor = _RowLogps.apply(hidden_RH, weight_VH, bias_V, targets_R, plan)
     return logps
@@ -234,7 +234,7 @@ def _nll_tile(tiles: _Tiles, rows: slice, targets_t1: Tensor, weights_t1: Tensor
 
 
 class _RowLogps(torch.autograd.Function):
-    """Log-probability of each row's target; keeps one normaliser a row, forms the tiles again in the backward pass."""
+    """Log-probability of each row's target; keeps one normaliser a row, and a single tile as it is."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -242,11 +242,15 @@ class _RowLogps(torch.autograd.Function):
     ) -> Tensor:
         logps = torch.empty(len(hidden), dtype=plan.accumulate, device=hidden.device)
         normalisers = torch.empty_like(logps)
+        ctx.tile = None
+        keeps = any(plan.wants) and 0 < len(hidden) <= plan.tile_rows
         with torch.autocast(hidden.device.type, enabled=False):
             tiles = _Tiles(hidden, weight, bias, _without_gradients(plan))
             for rows in plan.tiles(len(hidden)):
                 logits = tiles.logits(rows)
                 chosen = logits.gather(1, targets[rows, None]).squeeze(1)
+                if keeps:
+                    ctx.tile = logits.clone()
                 sums, top = _exponentiate_(logits)
                 normalisers[rows] = (sums.log() + top).squeeze(1)
                 logps[rows] = chosen - normalisers[rows]
@@ -259,10 +263,11 @@ class _RowLogps(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
         plan: _Plan = ctx.plan
+        kept, ctx.tile = ctx.tile, None  # used up in place; a second backward pass forms it again
         with torch.autocast(hidden.device.type, enabled=False):
             tiles = _Tiles(hidden, weight, bias, plan)
             for rows in plan.tiles(len(hidden)):
-                logits = tiles.logits(rows)
+                logits = tiles.logits(rows) if kept is None else kept
                 slope = plan.transform.slope(logits)
                 share = -upstream[rows, None].to(plan.accumulate)
                 d_logits = logits.sub_(normalisers[rows, None]).exp_().mul_(share)

@@ -1,0 +1,195 @@
+"""Work per step, counted: matrix products of whole training steps against the formulas, logits alive, updates launched.
+
+    N_b  weights of the body's linear layers, N_h = V d of the head, N_a of the adapters; T tokens, R supervised rows
+    forward: body F_b = 2 N_b T + A,  A = sum over segments of 2 L H h l^2 (causal: half of two products); F_h = 2 N_h R
+
+    full 3 F_b + 3 F_h      LoRA 2 F_b + 2 F_h + 6 N_a T      gradient checkpointing: F_b (LoRA: and 2 N_a T) more
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from danlu.core.stream import Example
+from danlu.engine.config import EngineConfig
+from danlu.engine.micro_batches import MicroBatches
+from danlu.engine.optimizers import default_groups, make_optimizer
+from danlu.engine.step import Stepper
+from danlu.losses import linear_cross_entropy as head
+from danlu.models.checkpointing import set_checkpointing
+from danlu.models.packed_lm import PackedLM
+from danlu.stages.base import STAGES, Models, Stage
+from tests.tiny import tiny_model
+
+LAYERS, WIDTH, VOCABULARY = 3, 64, 512
+SLACK = 1.05
+STAGE_NAMES = ("sft", "pt", "rm", "dpo", "kto")
+ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def attention_flops(query: Sequence[int], *_: Any, **__: Any) -> int:
+    """Two causal products of l x l x h for each head: half of 2 * 2 l^2 h."""
+    batch, heads, length, size = query
+    return 2 * batch * heads * length * length * size
+
+
+def attention_backward_flops(grad: Sequence[int], query: Sequence[int], *_: Any, **__: Any) -> int:
+    """Four products; that the kernel forms the scores again is its own affair."""
+    return 2 * attention_flops(query)
+
+
+COUNTED = {ATTENTION: attention_flops, ATTENTION_BACKWARD: attention_backward_flops}
+
+
+class Seen(TorchDispatchMode):
+    """Remembers the largest tensor of V columns and counts the updates of the optimiser."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest, self.updates = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.updates += func.overloadpacket == torch.ops.aten._fused_adamw_
+        if isinstance(out, torch.Tensor) and out.ndim == 2 and out.shape[1] == VOCABULARY:
+            self.largest = max(self.largest, out.numel())
+        return out
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A stepper with the numbers that the formulas take."""
+
+    stepper: Stepper
+    body: int
+    head: int
+    adapters: int
+    groups: int
+
+
+def examples(stage: str) -> list[Example]:
+    """Four rows; for rm and dpo two answers each, for kto an answer with a mismatched one behind it."""
+    random = np.random.default_rng(0)
+    rows = []
+    for index in range(4):
+        parts = 1 if stage in ("sft", "pt") else 2
+        lengths = tuple(int(n) for n in random.integers(60, 120, parts))
+        trained = np.concatenate([np.arange(n) >= (0 if stage == "pt" else n // 2) for n in lengths])
+        facts = {"kto": (float(index % 2),), "rm": (0.0, 1.0)}.get(stage, ())
+        rows.append(Example(random.integers(5, VOCABULARY, sum(lengths)), trained, lengths=lengths, index=index,
+                            facts=facts))
+    return rows
+
+
+def build(stage: str, method: str, *, checkpointing: bool = False) -> Setup:
+    model: Any = tiny_model("llama", VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, intermediate_size=128,
+                            num_key_value_heads=4)
+    linear = {name: m.weight.numel() for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    reference = None
+    if method == "lora":
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    elif stage in ("dpo", "kto"):
+        reference = PackedLM(copy.deepcopy(model)).requires_grad_(False).eval()
+    set_checkpointing(model, checkpointing)
+    kind: type[Stage] = STAGES[stage]
+    policy = kind.make_policy(PackedLM(model))
+    config = EngineConfig()
+    groups = default_groups(policy, config)
+    built = kind(kind.Config(), Models(policy.train(), reference))
+    accelerator = Accelerator(cpu=True)
+    optimizer = make_optimizer(groups, config)
+    trained = [p for group in groups for p in group["params"]]
+    adapters = sum(p.numel() for p in trained if p.ndim == 2) if isinstance(model, PeftModel) else 0
+    adapters -= WIDTH if stage == "rm" and adapters else 0
+    return Setup(Stepper(accelerator, built, policy, optimizer, trained, MicroBatches(4), 1.0, str),
+                 sum(n for name, n in linear.items() if name != "lm_head"), linear["lm_head"], adapters, len(groups))
+
+
+def forward_flops(setup: Setup, segments: Sequence[int]) -> float:
+    """F_b of segments of these lengths."""
+    return sum(2.0 * setup.body * n + 2.0 * LAYERS * WIDTH * n * n for n in segments)
+
+
+def counted(setup: Setup, rows: Sequence[Example]) -> float:
+    """FLOPs of one step; one before it lets the model prove itself."""
+    setup.stepper.run(rows, counts=True, step=1)
+    fresh = [Example(row.input_ids[::-1].copy(), row.trained, lengths=row.lengths, index=row.index, facts=row.facts)
+             for row in rows]
+    with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
+        setup.stepper.run(fresh, counts=True, step=2)
+    return float(counter.get_total_flops())
+
+
+def expected(setup: Setup, stage: str, rows: Sequence[Example], method: str, *, checkpointing: bool = False) -> float:
+    """The formula for one step: training on all segments (kto: on the first), then what is scored without gradient."""
+    segments = [n for row in rows for n in (row.lengths[:1] if stage == "kto" else row.lengths)]
+    other = [row.lengths[1] for row in rows] if stage == "kto" else []
+    supervised = sum(n - 1 if stage == "pt" else n - n // 2 for n in segments)
+    passes, tokens = (3 if method == "full" else 2) + checkpointing, sum(segments)
+    head_rows = 0 if stage == "rm" else supervised
+    work = passes * forward_flops(setup, segments) + (3 if method == "full" else 2) * 2.0 * setup.head * head_rows
+    work += (6 + 2 * checkpointing) * setup.adapters * tokens
+    if stage in ("dpo", "kto"):
+        mismatched = sum(n - n // 2 for n in other)
+        work += forward_flops(setup, [*segments, *other]) + 2.0 * setup.head * (supervised + mismatched)
+        work += forward_flops(setup, other) + 2.0 * (setup.head * mismatched + setup.adapters * sum(other))
+    return work
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_a_step_costs_what_the_formula_says(stage: str, method: str) -> None:
+    setup, rows = build(stage, method), examples(stage)
+    assert counted(setup, rows) <= SLACK * expected(setup, stage, rows, method)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_formula_is_no_looser_than_the_step(method: str) -> None:
+    """Below 1 only by what no loss reads: the last layer at unsupervised positions (under half of one layer of three),
+    and with LoRA the gradient from the first layer into the embeddings.
+    """
+    setup, rows = build("sft", method), examples("sft")
+    share = counted(setup, rows) / expected(setup, "sft", rows, method)
+    assert 1.0 - 0.5 / LAYERS <= share <= 1.0
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_checkpointing_adds_one_forward_pass_of_the_body(method: str) -> None:
+    setup, rows = build("sft", method, checkpointing=True), examples("sft")
+    work = counted(setup, rows)
+    assert work <= SLACK * expected(setup, "sft", rows, method, checkpointing=True)
+    assert work > expected(setup, "sft", rows, method)
+
+
+def test_attention_is_counted_per_segment() -> None:
+    """A packed row of two segments costs what the two rows cost, not the square of their sum."""
+    setup = build("sft", "full")
+    one, other, *_ = examples("sft")
+    packed = Example(np.concatenate([one.input_ids, other.input_ids]), np.concatenate([one.trained, other.trained]),
+                     lengths=(*one.lengths, *other.lengths))
+    assert counted(setup, [packed]) == counted(setup, [one, other])
+
+
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_logits_never_exceed_a_tile_and_each_group_is_one_update(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of at most 64 rows although each stage supervises more; one fused call for each group of parameters."""
+    monkeypatch.setattr(head, "MIN_TILE_ROWS", 64)
+    monkeypatch.setitem(head.TILE_BYTES, "cpu", 4 * VOCABULARY * 64)
+    setup, rows = build(stage, "full"), examples(stage)
+    assert sum(int(row.trained.sum()) for row in rows) > 64
+    setup.stepper.run(rows, counts=True, step=1)
+    with Seen() as seen:
+        setup.stepper.run(rows, counts=True, step=2)
+    assert seen.largest <= (0 if stage == "rm" else 64 * VOCABULARY)
+    assert seen.updates == setup.groups
