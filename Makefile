@@ -44,6 +44,7 @@ bench: $(READY)
 TORCH   := "torch>=2.11,<2.14"
 TRL_ENV := .bench/trl
 FACTORY_ENV := .bench/llamafactory
+PPO_ENV := .bench/trl024
 
 $(TRL_ENV)/.ready:
 	test -x $(TRL_ENV)/bin/python || $(PYTHON) -m venv $(TRL_ENV)
@@ -65,8 +66,16 @@ $(FACTORY_ENV)/.ready:
 	echo '"""No audio is measured."""' > $$($(FACTORY_ENV)/bin/python -c "import site; print(site.getsitepackages()[0])")/torchaudio.py
 	touch $@
 
+# The last release of TRL with a PPO trainer.
+$(PPO_ENV)/.ready:
+	test -x $(PPO_ENV)/bin/python || $(PYTHON) -m venv $(PPO_ENV)
+	$(PPO_ENV)/bin/python -m pip install --quiet --upgrade pip
+	$(PPO_ENV)/bin/python -m pip install --quiet $(TORCH)
+	$(PPO_ENV)/bin/python -m pip install --quiet "trl==0.24.*" "transformers>=4.56,<5" peft protobuf $(TORCH)
+	touch $@
+
 # For one case, without waiting for all: make bench-peers PEERS="--only sft --rounds 1"
-bench-peers: $(READY) $(TRL_ENV)/.ready $(FACTORY_ENV)/.ready
+bench-peers: $(READY) $(TRL_ENV)/.ready $(FACTORY_ENV)/.ready $(PPO_ENV)/.ready
 	$(BIN)/python -m benchmarks.against_peers $(PEERS)
 
 golden: $(READY)

@@ -1,6 +1,7 @@
 """danlu against TRL and LLaMA-Factory: same model, data, order, precision and optimiser, in turns, losses compared.
 
-    python -m benchmarks.against_peers [--only CASE ...] [--rounds 3] [--steps 6] [--warm 2] [--threads N] [--list]
+    python -m benchmarks.against_peers [--only CASE ...] [--rounds 3] [--steps 6] [--warm 2] [--threads N]
+                                       [--peers WORD ...] [--cpu-time]
 
 Each round runs danlu and every peer once, one after another, so that a slow spell of the machine meets all of them.
 Results go to benchmarks/results/peers.{json,md}; a case that is run again replaces its former result.
@@ -15,7 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import BENCH, ROOT, Measured, Task, machine, run_danlu, run_peer
+from benchmarks.measure import ANSWER_TOKENS, BENCH, ROOT, Measured, Task, Timing, machine, run_danlu, run_peer
 from benchmarks.workload import make_workload
 
 RESULTS = ROOT / "benchmarks/results"
@@ -65,6 +66,8 @@ GROUPED = trl("fp32, grouped by length", compares=False, **PLAIN, train_sampling
 PACKED = trl("packing, fp32", compares=False, **PLAIN, packing=True, max_length=1024)
 PACKED_BF16 = trl("packing, bf16", compares=False, bf16=True, gradient_checkpointing=False, packing=True,
                   max_length=1024)
+PPO = Peer("TRL 0.24 fp32", "trl024", "trl_ppo_run.py", {"response_length": ANSWER_TOKENS, "num_ppo_epochs": 4},
+           compares=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +96,17 @@ CASES = {
                 loss_tolerance=5e-3),
     "kto-lora": Case("kto", "lora", "8k", "log-normal", (DEFAULTS, FP32, factory()), batch=16, accumulation=1,
                      loss_tolerance=5e-3),
+    "ppo": Case("ppo", "full", "8k", "log-normal", (PPO,)),
     "sft-152k": Case("sft", "full", "152k", "log-normal", (DEFAULTS, FP32, PACKED, factory()), batch=4,
                      accumulation=4),
     "dpo-uniform": Case("dpo", "full", "8k", "uniform", (FP32,), batch=4, accumulation=1),
     "dpo-152k": Case("dpo", "full", "152k", "log-normal", (FP32,), batch=4, accumulation=2),
 }
 """The unfavourable case first. KTO: one micro-batch a step, as peers take the KL baseline over a micro-batch; their
-mismatched answers are others, which its tolerance covers."""
+mismatched answers are others, which its tolerance covers. PPO: 4 epochs over a step's answers; tok/s counts answers."""
 
 
-def measure_case(name: str, case: Case, steps: int, warm: int, rounds: int, threads: int) -> dict[str, Any]:
+def measure_case(name: str, case: Case, steps: int, warm: int, rounds: int, timing: Timing) -> dict[str, Any]:
     """Run a case in turns; return its record."""
     task = Task(case.stage, case.method, steps, warm, case.batch, case.accumulation)
     work = make_workload(BENCH / "work", case.shape, case.lengths, task.rows)
@@ -112,18 +116,18 @@ def measure_case(name: str, case: Case, steps: int, warm: int, rounds: int, thre
     runs: dict[str, list[Measured]] = {"danlu": []} | {peer.name: [] for peer in peers}
     failed: dict[str, str] = {}
     for turn in range(rounds):
-        runs["danlu"].append(run_danlu(task, work, threads))
+        runs["danlu"].append(run_danlu(task, work, timing))
         tell(name, turn, "danlu", runs["danlu"][-1])
         for peer in [one for one in peers if one.name not in failed]:
             try:
-                runs[peer.name].append(run_peer(peer.python, peer.script, task, work, threads, peer.settings))
+                runs[peer.name].append(run_peer(peer.python, peer.script, task, work, timing, peer.settings))
             except RuntimeError as error:
                 failed[peer.name] = str(error).strip().splitlines()[-1]
                 print(f"{name}: {peer.name} failed: {error}", flush=True)
                 continue
             tell(name, turn, peer.name, runs[peer.name][-1])
     record = {
-        "date": date.today().isoformat(), "machine": hardware, "threads": threads, "task": asdict(task),
+        "date": date.today().isoformat(), "machine": hardware, **asdict(timing), "task": asdict(task),
         "shape": case.shape, "lengths": case.lengths, "rounds": rounds, "failed": failed,
         "runs": {key: [asdict(one) for one in found] for key, found in runs.items()},
         "summary": [summary("danlu", runs["danlu"], runs["danlu"], None)] + [
@@ -147,7 +151,8 @@ def summary(name: str, runs: list[Measured], ours: list[Measured], peer: Peer | 
         "name": name, "tokens_per_second": speed, "ratio": statistics.median(ratios), "ratios": ratios,
         "first_step": statistics.median(run.first_step for run in runs),
         "peak_memory": statistics.median(run.peak_memory for run in runs),
-        "loss_difference": max(abs(a - b) / abs(a) for a, b in pairs), "compares": peer is None or peer.compares,
+        "loss_difference": max((abs(a - b) / abs(a) for a, b in pairs), default=0.0),
+        "compares": peer is None or peer.compares,
         "versions": runs[0].versions}
 
 
@@ -176,7 +181,7 @@ def tables(records: dict[str, Any]) -> list[str]:
         lines += ["", f"## {name}", "", (
             f"{task['stage']} {task['method']}, {record['shape']} vocabulary, {record['lengths']} lengths, "
             f"{task['batch']} x {task['accumulation']} rows a step; {record['rounds']} rounds of {task['steps']} steps "
-            f"({task['warm']} to warm up), {record['threads']} threads, {hardware['processor']}, bf16 in hardware: "
+            f"({task['warm']} to warm up), {timed(record)}, {hardware['processor']}, bf16 in hardware: "
             f"{'yes' if hardware['bf16 in hardware'] else 'no'}, load {hardware['load']} before the run, "
             f"{record['date']}."), "",
             "| | tok/s | times as fast | loss | first step s | peak MiB |", "|---|---|---|---|---|---|"]
@@ -194,6 +199,11 @@ def tables(records: dict[str, Any]) -> list[str]:
     return lines
 
 
+def timed(record: dict[str, Any]) -> str:
+    """Say how a case was timed."""
+    return "processor time of 1 thread" if record["cpu_time"] else f"{record['threads']} threads"
+
+
 def main() -> None:
     """Run the chosen cases."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -202,15 +212,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--peers", nargs="+", default=[""], metavar="WORD", help="only peers so named")
+    parser.add_argument("--cpu-time", action="store_true", help="a busy machine: one thread, its processor time")
     parser.add_argument("--tiny", action="store_true", help="a toy model, to see that everything runs; keeps no result")
     chosen = parser.parse_args()
+    timing = Timing(1 if chosen.cpu_time else chosen.threads, chosen.cpu_time)
     file = RESULTS / "peers.json"
     records = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     for name in chosen.only:
         case = CASES[name]
+        case = replace(case, peers=tuple(p for p in case.peers if any(word in p.name for word in chosen.peers)))
         if chosen.tiny:
             case = replace(case, shape="tiny", lengths="tiny")
-        record = measure_case(name, case, chosen.steps, chosen.warm, chosen.rounds, chosen.threads)
+        record = measure_case(name, case, chosen.steps, chosen.warm, chosen.rounds, timing)
         records[name] = record
         if not chosen.tiny:
             write(records)

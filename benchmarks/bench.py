@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from benchmarks.flops import counted_flops, matrix_peak, padded_share, step_flops
-from benchmarks.measure import BENCH, KINDS, METHODS, ROOT, Task, danlu_config, fresh, machine, run_danlu
+from benchmarks.measure import BENCH, KINDS, METHODS, ROOT, Task, Timing, danlu_config, fresh, machine, run_danlu
 from benchmarks.workload import Workload, make_workload
 from danlu.stages.base import STAGES
 
@@ -58,13 +58,13 @@ def cells(quick: bool, only: list[str]) -> Iterator[Cell]:
                     for shape in ("8k", "152k") if lengths == "uniform" or stage != "pt")
 
 
-def measure(cell: Cell, steps: int, warm: int, threads: int) -> dict[str, Any]:
+def measure(cell: Cell, steps: int, warm: int, timing: Timing) -> dict[str, Any]:
     """Run one cell; return its line."""
     is_long = cell.lengths == "uniform" or cell.stage == "pt"
     task = Task(cell.stage, cell.method, steps, warm, batch=4 if is_long else 8, accumulation=1 if is_long else 2)
     work = make_workload(BENCH / "work", cell.shape, cell.lengths, max(task.rows, 64))
-    peak = matrix_peak(0.2 if cell.shape == "tiny" else 1.0)
-    run = run_danlu(task, work, threads, extra_keys(cell, work))
+    peak = matrix_peak(0.2 if cell.shape == "tiny" else 1.0, cpu_time=timing.cpu_time)
+    run = run_danlu(task, work, timing, extra_keys(cell, work))
     size = task.batch * task.accumulation
     batches = [work.rows[at * size:(at + 1) * size] for at in range(warm, steps)]
     block = work.lengths.high
@@ -112,9 +112,10 @@ def start_up(threads: int) -> float:
 def table(record: dict[str, Any]) -> list[str]:
     """Return the Markdown of the results."""
     hardware = record["machine"]
+    clock = "processor time of 1 thread" if record["cpu_time"] else f"{record['threads']} threads"
     lines = [
         "# danlu alone", "",
-        f"`make bench`, {record['date']}: {hardware['processor']}, {record['threads']} threads, fp32, load "
+        f"`make bench`, {record['date']}: {hardware['processor']}, {clock}, fp32, load "
         f"{hardware['load']} before the run. `danlu --help`: {record['help_seconds']:.2f} s.", "", *LEGEND, "",
         "| stage | method | vocabulary | lengths | tok/s | GFLOP/s | of peak | counted | padding | first s | MiB |",
         "|---|---|---|---|---|---|---|---|---|---|---|"]
@@ -135,13 +136,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--cpu-time", action="store_true", help="a busy machine: one thread, its processor time")
     chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
+    timing = Timing(1 if chosen.cpu_time else chosen.threads, chosen.cpu_time)
+    torch.set_num_threads(timing.threads)
     record: dict[str, Any] = {
-        "date": date.today().isoformat(), "machine": machine(), "threads": chosen.threads,
-        "help_seconds": start_up(chosen.threads), "lines": []}
+        "date": date.today().isoformat(), "machine": machine(), **asdict(timing),
+        "help_seconds": start_up(timing.threads), "lines": []}
     for cell in cells(chosen.quick, chosen.only):
-        record["lines"].append(measure(cell, chosen.steps, chosen.warm, chosen.threads))
+        record["lines"].append(measure(cell, chosen.steps, chosen.warm, timing))
         print(table(record)[-1], flush=True)
     if chosen.quick:
         return

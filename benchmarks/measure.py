@@ -2,6 +2,9 @@
 
 Both danlu and its peers train on the same `Task`. danlu is the command `danlu train`; the ends of its steps are the
 moments at which its log lines arrive. Peers note the ends of their steps themselves (benchmarks/peers/clock.py).
+
+Where other work shares the machine, `Timing(threads=1, cpu_time=True)` counts the processor time of one thread, which
+that work hardly changes, instead of the time on the wall.
 """
 
 import json
@@ -26,6 +29,9 @@ BENCH = ROOT / ".bench"
 KINDS = {"pt": "prose", "sft": "chat", "rm": "pairs", "dpo": "pairs", "kto": "verdicts", "ppo": "prompts",
          "grpo": "prompts"}
 """The data set of each stage; a stage that is not here is not measured."""
+ANSWER_TOKENS = 64
+"""Length of sampled answers; a random model ends next to none of them earlier."""
+SAMPLED = ("ppo", "grpo")
 STEP = re.compile(r"^step (\d+)/\d+ ")
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"finetuning_type": "full"}, "lora": {"finetuning_type": "lora"},
@@ -51,9 +57,19 @@ class Task:
         return self.steps * self.batch * self.accumulation
 
     def tokens(self, work: Workload, first: int) -> int:
-        """Return the real tokens of all steps after the first ones."""
+        """Return the real tokens of all steps after the first ones; where answers are sampled, theirs alone."""
         size = self.batch * self.accumulation
+        if self.stage in SAMPLED:
+            return ANSWER_TOKENS * size * (self.steps - first)
         return work.tokens(KINDS[self.stage], first * size, self.steps * size)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """With how many threads, and by which clock."""
+
+    threads: int
+    cpu_time: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +94,23 @@ def environment(threads: int) -> dict[str, str]:
         "WANDB_DISABLED": "true"}
 
 
-def run_danlu(task: Task, work: Workload, threads: int, settings: dict[str, Any] | None = None) -> Measured:
+def run_danlu(task: Task, work: Workload, timing: Timing, settings: dict[str, Any] | None = None) -> Measured:
     """Run `danlu train`; `settings` are more keys of its configuration."""
     output = fresh(BENCH / "runs" / "danlu")
     config = output.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(danlu_config(task, work, output) | (settings or {})), encoding="utf-8")
     began = time.time()
     run = subprocess.Popen([sys.executable, "-m", "danlu.cli.main", "train", str(config)], stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT, text=True, env=environment(threads))
+                           stderr=subprocess.STDOUT, text=True, env=environment(timing.threads))
     assert run.stdout is not None
-    lines, ends = [], []
+    lines: list[str] = []
+    ends: list[float] = []
+    wall: list[float] = []
     for line in run.stdout:
         lines.append(line)
         if STEP.match(line):
-            ends.append(time.time())
+            wall.append(time.time())
+            ends.append(processor_seconds(run.pid) if timing.cpu_time else wall[-1])
     _, status, usage = os.wait4(run.pid, 0)
     if status:
         raise RuntimeError(f"danlu train {config} failed:\n{''.join(lines[-20:])}")
@@ -99,7 +118,7 @@ def run_danlu(task: Task, work: Workload, threads: int, settings: dict[str, Any]
     log = [row for row in log if "loss" in row]
     return Measured(
         tokens_per_second=task.tokens(work, task.warm) / (ends[-1] - ends[task.warm - 1]),
-        step_seconds=step_seconds(ends, task.warm), first_step=ends[0] - began, peak_memory=usage.ru_maxrss / 1024,
+        step_seconds=step_seconds(ends, task.warm), first_step=wall[0] - began, peak_memory=usage.ru_maxrss / 1024,
         losses=[row["loss"] for row in log], grad_norms=[row["grad_norm"] for row in log],
         versions={name: version(name) for name in ("danlu", "torch", "transformers", "peft")})
 
@@ -114,34 +133,43 @@ def danlu_config(task: Task, work: Workload, output: Path) -> dict[str, Any]:
         "lr_scheduler_type": "constant", "weight_decay": 0.0, "logging_steps": 1, "save_strategy": "no",
         "disable_shuffling": True, "cutoff_len": 1024, "packing": False, **METHODS[task.method],
         **({} if task.method == "full" else {
-            "lora_rank": task.lora_rank, "lora_alpha": 2 * task.lora_rank, "lora_target": "all"})}
+            "lora_rank": task.lora_rank, "lora_alpha": 2 * task.lora_rank, "lora_target": "all"}),
+        **({"reward_model": str(work.model(scores=True)), "reward_model_type": "full", "temperature": 1.0, "top_p": 1.0,
+            "top_k": 0, "max_new_tokens": ANSWER_TOKENS} if task.stage in SAMPLED else {})}
 
 
-def run_peer(python: Path, script: str, task: Task, work: Workload, threads: int,
+def run_peer(python: Path, script: str, task: Task, work: Workload, timing: Timing,
              settings: dict[str, Any] | None = None) -> Measured:
     """Run a peer's adapter in the peer's environment. A peer that trains and then fails to save is measured."""
     output = fresh(BENCH / "runs" / "peer")
     asked, answered = output.with_suffix(".json"), output / "answered.json"
     output.mkdir(parents=True)
     asked.write_text(json.dumps({
-        **asdict(task), "model": str(work.model(scores=task.stage == "rm")), "data": str(work.folder),
+        **asdict(task), "model": str(work.model(scores=task.stage == "rm")),
+        "scoring": str(work.model(scores=True)), "data": str(work.folder),
         "output": str(output / "out"), "settings": settings or {}}), encoding="utf-8")
     began = time.time()
     log = output / "log.txt"
     with log.open("w", encoding="utf-8") as file:
         run = subprocess.Popen([str(python), str(ROOT / "benchmarks/peers" / script), str(asked), str(answered)],
-                               stdout=file, stderr=subprocess.STDOUT, env=environment(threads))
+                               stdout=file, stderr=subprocess.STDOUT, env=environment(timing.threads))
         _, status, usage = os.wait4(run.pid, 0)
     if not answered.is_file():
         raise RuntimeError(f"{script} failed:\n{log.read_text('utf-8')[-3000:]}")
     told = json.loads(answered.read_text("utf-8"))
-    ends, tokens = told["ends"], told["tokens"]
+    ends, tokens = told["cpu_ends" if timing.cpu_time else "ends"], told["tokens"]
     own = tokens[-1] - tokens[task.warm - 1] if tokens and tokens[-1] else 0
     return Measured(
         tokens_per_second=(own or task.tokens(work, task.warm)) / (ends[-1] - ends[task.warm - 1]),
-        step_seconds=step_seconds(ends, task.warm), first_step=ends[0] - began, peak_memory=usage.ru_maxrss / 1024,
-        losses=told["losses"], grad_norms=told["grad_norms"], versions=told["versions"],
-        problem="failed after training" if status else "")
+        step_seconds=step_seconds(ends, task.warm), first_step=told["ends"][0] - began,
+        peak_memory=usage.ru_maxrss / 1024, losses=told["losses"], grad_norms=told["grad_norms"],
+        versions=told["versions"], problem="failed after training" if status else "")
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time that a running process has used (Linux)."""
+    words = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def step_seconds(ends: list[float], warm: int) -> float:

@@ -1,4 +1,4 @@
-"""What every peer's run leaves behind: when each optimiser step ended, its loss and gradient norm, versions."""
+"""What every peer's run leaves behind: when each optimiser step ended, by two clocks, its loss, its gradient norm."""
 
 import json
 import time
@@ -21,6 +21,7 @@ class Clock(TrainerCallback):
         self.answer = answer
         self.began = time.time()
         self.ends: list[float] = []
+        self.cpu_ends: list[float] = []
         self.tokens: list[int] = []
         self.losses: list[float] = []
         self.grad_norms: list[float] = []
@@ -28,6 +29,7 @@ class Clock(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note the time and the tokens seen so far."""
         self.ends.append(time.time())
+        self.cpu_ends.append(time.process_time())
         self.tokens.append(int(state.num_input_tokens_seen))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -39,7 +41,8 @@ class Clock(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write what was noted, before anything is saved."""
         self.answer.write_text(json.dumps({
-            "began": self.began, "ends": self.ends, "tokens": self.tokens, "losses": self.losses,
+            "began": self.began, "ends": self.ends, "cpu_ends": self.cpu_ends, "tokens": self.tokens,
+            "losses": self.losses,
             "grad_norms": self.grad_norms, "versions": versions()}), encoding="utf-8")
 
 
