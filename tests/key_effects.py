@@ -275,6 +275,7 @@ EFFECTS: dict[str, Effect] = dict([
     # evaluation tasks and export
     key("task", "exact", "eval", "tested", max_new_tokens=4),
     key("save_dir", "{run}/scores", "eval", "tested"),
+    ("kl_reference", Effect({"kl_reference": "{bases}/other"}, "eval", "tested", {"task": "reward", **REWARD})),
     key("export_dir", "{run}/second", "export", "merged"),
 ])
 
