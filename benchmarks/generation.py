@@ -1,8 +1,9 @@
 """Answers per second at batch 32: danlu's slots against `model.generate` of transformers.
 
-    python benchmarks/generation.py [--rounds 3] [--threads 1] [--vocab 8192] [--rows 128] [--bf16] [--write]
+    python benchmarks/generation.py [--rounds 3] [--threads 1] [--vocab 8192] [--rows 64] [--bf16] [--only mixed]
+                                    [--write]
 
-The model is a 9 M Llama with random weights. Two shapes: all answers of one length (the case without padding to win
+The model is a 10 M Llama with random weights. Two shapes: all answers of one length (the case without padding to win
 on), and log-normal lengths, where a batch of `generate` runs until its longest answer ends. Each with one and with
 eight answers to a prompt. Lengths are fixed beforehand, the same for all: a row stops when it has its number of tokens.
 Peers: `generate` with its default cache and with a static one, both drawing by torch.multinomial at temperature 1
@@ -55,14 +56,14 @@ def make_model(vocab_size: int) -> LlamaForCausalLM:
 
 
 def make_work(vocab_size: int, mixed: bool, samples: int, rows: int) -> Work:
-    """`rows` answers; prompts have about 64 tokens; mixed answers about 45, up to 192."""
+    """`rows` answers; prompts have about 64 tokens; mixed answers about 35, up to 128."""
     rng, draw = np.random.default_rng(0), random.Random(0)
 
     def length(middle: float, spread: float, low: int, high: int) -> int:
         return int(min(high, max(low, draw.lognormvariate(np.log(middle), spread))))
 
     prompts = [length(64, 0.5, 8, 256) if mixed else 64 for _ in range(rows // samples)]
-    answers = [length(32, 0.9, 4, 192) if mixed else 64 for _ in range(rows)]
+    answers = [length(24, 0.9, 4, 128) if mixed else 64 for _ in range(rows)]
     return Work(
         f"{'mixed' if mixed else 'equal'} lengths, n = {samples}",
         [rng.integers(3, vocab_size, n).tolist() for n in prompts],
@@ -140,18 +141,24 @@ def compare(work: Work, ways: dict[str, Callable[[Work], object]], rounds: int) 
 
 
 def write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    """Write results/generation.json and .md."""
+    """Write results/generation.json and .md; rows of other work measured under the same facts stay."""
     facts = {
         "date": date.today().isoformat(), "torch": torch.__version__, "threads": arguments.threads, "batch": BATCH,
-        "vocabulary": arguments.vocab, "dtype": "bfloat16" if arguments.bf16 else "float32", "rounds": arguments.rounds}
+        "vocabulary": arguments.vocab, "dtype": "bfloat16" if arguments.bf16 else "float32", "rows": arguments.rows}
     name = f"generation{'_bf16' if arguments.bf16 else ''}"
-    (RESULTS / f"{name}.json").write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    path = RESULTS / f"{name}.json"
+    former = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if {key: former.get(key) for key in facts} == facts:
+        fresh = {row["work"] for row in rows}
+        rows = [*rows, *(row for row in former["measured"] if row["work"] not in fresh)]
+    rows = sorted(rows, key=lambda row: str(row["work"]))
+    path.write_text(json.dumps({**facts, "measured": rows}, indent=1) + "\n", encoding="utf-8")
     names = list(rows[0]["tokens_per_second"])
     lines = [
         f"# Generation at batch {BATCH}, new tokens per second, {facts['date']}", "",
         f"`python benchmarks/generation.py`: {facts['dtype']}, {arguments.threads} thread(s) of a two-core CPU that "
-        f"others used too; seconds of this process's CPU time, medians of {arguments.rounds} rounds in turns, "
-        f"vocabulary {arguments.vocab}.", "",
+        f"others used too; seconds of this process's CPU time, medians of rounds in turns, {arguments.rows} "
+        f"answers, vocabulary {arguments.vocab}.", "",
         f"| work | {' | '.join(names)} | slots / best generate |", "|---" * (len(names) + 2) + "|"]
     lines += [
         f"| {row['work']} | " + " | ".join(f"{row['tokens_per_second'][n]:,.0f}" for n in names)
@@ -164,9 +171,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=96)
+    parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--only", default="", help="measure the work whose name holds this, for instance: mixed")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -176,6 +184,8 @@ def main() -> None:
     for mixed in (False, True):
         for samples in (1, 8):
             work = make_work(arguments.vocab, mixed, samples, arguments.rows)
+            if arguments.only not in work.name:
+                continue
             results.append(compare(work, ways, arguments.rounds))
             print(json.dumps(results[-1]), flush=True)
     if arguments.write:
