@@ -75,10 +75,12 @@ def check_metric(wanted: str | None, stage: type[Stage], sets: Sequence[str]) ->
 
 def _sums(stage: Stage, dataset: Examples, accelerator: Accelerator, batch_size: int) -> Sums:
     own = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+    weight = float(len(own) > 0)
     total, count = 0.0, 0.0
     metrics: dict[str, float] = {}
-    stage.surroundings.counts, stage.surroundings.step = True, 0
-    for part in _parts(stage.prepare(Share(dataset, own)), batch_size):
+    stage.surroundings.counts, stage.surroundings.step = bool(own), 0
+    # A process without a share takes another's example with weight 0: it joins every sum, under the same names.
+    for part in _parts(stage.prepare(Share(dataset, own or range(1))), batch_size):
         micro = stage.collate(part)
         count += float(stage.count(micro))
         output = stage.loss(micro.to(accelerator.device))
@@ -86,7 +88,8 @@ def _sums(stage: Stage, dataset: Examples, accelerator: Accelerator, batch_size:
         for name, value in output.metrics.items():
             metrics[name] = metrics.get(name, 0.0) + float(value)
     names = sorted(metrics)
-    total, count, *values = sum_over_ranks(accelerator, [total, count, *(metrics[name] for name in names)])
+    sums = [weight * one for one in (total, count, *(metrics[name] for name in names))]
+    total, count, *values = sum_over_ranks(accelerator, sums)
     return total, count, dict(zip(names, values, strict=True))
 
 

@@ -30,6 +30,7 @@ def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip:
     return 0.5 * torch.maximum(error, (clipped - returns) ** 2)
 
 
-def clip_fraction(logps: Tensor, old_logps: Tensor, *, clip: float) -> Tensor:
+def clip_fraction(logps: Tensor, old_logps: Tensor, *, clip: float, clip_high: float | None = None) -> Tensor:
     """Return 1 for every token whose ratio left the trust interval, (R,)."""
-    return ((logps - old_logps).exp() - 1).abs().gt(clip).float()
+    ratio = (logps - old_logps).exp()
+    return ((ratio < 1 - clip) | (ratio > 1 + (clip if clip_high is None else clip_high))).float()

@@ -12,7 +12,7 @@ EPS = 1e-8
 
 
 def whiten(values: Tensor, mask: Tensor, total: Total, *, keep_mean: bool = False) -> Tensor:
-    """Return (x - mean) / std over the entries where `mask` counts, elsewhere 0; `keep_mean` divides alone.
+    """Return (x - mean) / std over the entries where `mask` counts, elsewhere 0; `keep_mean` gives x / std.
 
     total  sums numbers over all processes, so that every answer of the step is measured by the same mean
     """

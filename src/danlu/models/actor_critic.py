@@ -16,16 +16,19 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from danlu.core.console import notice
 from danlu.core.errors import CapabilityError, UserError
-from danlu.models.adapter_switch import add_second_adapter, copy_adapter_weights, using_adapter
+from danlu.models.adapter_switch import add_second_adapter, check_same_shapes, copy_adapter_weights, using_adapter
 from danlu.models.packed_lm import PackedLM
 from danlu.models.proof import base_of, body_of
-from danlu.models.reward_lm import load_value_head, new_value_head, save_value_head
+from danlu.models.quiet import quiet_loading
+from danlu.models.reward_lm import load_value_head, new_value_head, read_value_head, save_value_head
 from danlu.models.stream_tensors import StreamTensors
 
 VALUE = "value"
+ADAPTER = "value_network"  # no layer's name: transformers calls some projections `value`
 WEIGHTS = "value.safetensors"
 Part = Literal["logps", "entropy", "values"]
 
@@ -42,7 +45,7 @@ class ActorCritic(nn.Module):
         self.lm = lm
         self.critic: PackedLM | None = None
         if isinstance(lm.model, PeftModel):
-            add_second_adapter(lm.model, VALUE)
+            add_second_adapter(lm.model, ADAPTER)
         else:
             self.critic = PackedLM(copy.deepcopy(lm.model))
         self.value_head = new_value_head(base)
@@ -64,30 +67,31 @@ class ActorCritic(nn.Module):
         if self.critic is not None:
             hidden_RH = self.critic(stream, output="hidden")
         else:
-            with using_adapter(self.lm.model, VALUE):
+            with using_adapter(self.lm.model, ADAPTER):
                 hidden_RH = self.lm(stream, output="hidden")
         with torch.autocast(hidden_RH.device.type, enabled=False):
             values: Tensor = self.value_head(hidden_RH.float())
         return values.squeeze(-1)
 
     def begin_value_at(self, source: Path) -> None:
-        """Give the value network the weights of a trained reward model, where it has their shape; say where not."""
+        """Give the value network the weights of a trained reward model, all of them or none; say why none."""
         try:
+            with torch.random.fork_rng(devices=[]):
+                head = read_value_head(base_of(self.lm.model), source)
             if self.critic is None:
-                copy_adapter_weights(self.lm.model, str(source), VALUE)
+                copy_adapter_weights(self.lm.model, str(source), ADAPTER)
             else:
-                model = base_of(self.critic.model)
-                saved = type(model).from_pretrained(source, dtype=torch.float32)
-                model.load_state_dict(saved.state_dict(), strict=True)
-            load_value_head(self, source)
+                _copy_model_weights(base_of(self.critic.model), source)
         except (RuntimeError, ValueError, KeyError, OSError, SafetensorError, UserError) as error:
             notice(f"the value network starts as the policy, not as the reward model: {str(error).splitlines()[0]}")
+            return
+        self.value_head.load_state_dict(head.state_dict())
 
     def value_state(self) -> dict[str, Tensor]:
         """Return the weights of the value network that may train, without its head."""
         if self.critic is not None:
             return {name: value for name, value in self.critic.model.named_parameters() if value.requires_grad}
-        return {name: value for name, value in self.lm.model.named_parameters() if f".{VALUE}." in name}
+        return {name: value for name, value in self.lm.model.named_parameters() if f".{ADAPTER}." in name}
 
     def save_value(self, folder: Path) -> None:
         """Write the value network bit for bit: WEIGHTS and the head. Raises SafetensorError when the disk is full."""
@@ -117,6 +121,16 @@ class ActorCritic(nn.Module):
         head, table = base.get_output_embeddings(), base.get_input_embeddings()
         tied = {id(parameter) for parameter in table.parameters()}
         for name, parameter in head.named_parameters() if head is not None else ():
-            if id(parameter) not in tied and (self.critic is not None or f".{VALUE}." in f".{name}"):
+            if id(parameter) not in tied and (self.critic is not None or f".{ADAPTER}." in f".{name}"):
                 parameter.requires_grad_(False)
 
+
+def _copy_model_weights(model: PreTrainedModel, source: Path) -> None:
+    """Fill the model with the weights saved at `source`. Raises ValueError, and copies none, unless all fit."""
+    with quiet_loading():
+        saved, info = type(model).from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{source} holds no {missing[0]}")
+    state = saved.state_dict()
+    check_same_shapes(state, model.state_dict())
+    model.load_state_dict(state)

@@ -3,11 +3,13 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from danlu.core.console import notice
+from danlu.models.adapter_switch import Recomputation
 
 
 def set_checkpointing(model: PreTrainedModel | PeftModel, enabled: bool) -> bool:
@@ -25,7 +27,10 @@ def set_checkpointing(model: PreTrainedModel | PeftModel, enabled: bool) -> bool
         if not base.supports_gradient_checkpointing:
             notice(f"{type(base).__name__} has no gradient checkpointing; all activations are kept")
             return False
-        base.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": True})
+        settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": True}
+        if isinstance(model, PeftModel):
+            settings["context_fn"] = Recomputation(model).contexts
+        base.gradient_checkpointing_enable(settings)
     return True
 
 

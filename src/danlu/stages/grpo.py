@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from danlu.core.records import Prompt
 from danlu.core.stream import Example
 from danlu.data.encode_prompts import encode_prompts
-from danlu.losses.group import centred_advantages, grpo_advantages, rloo_advantages
+from danlu.losses.group import centred_advantages, grpo_advantages, is_idle, rloo_advantages
 from danlu.losses.kl import KL_ESTIMATORS
 from danlu.losses.ppo import clip_fraction, ppo_policy_loss
 from danlu.models.proof import evaluating
@@ -95,7 +95,7 @@ class GRPO(Stage):
         rewards_GN = rewards_B.view(-1, number)
         advantages_B = ADVANTAGES[keys.grpo_advantage](rewards_GN).flatten()
         self._told = self._observer.see(around, rollouts, table, kl_B, torch.tensor([row.sum() for row in logps]))
-        idle, all_groups = around.total([float((rewards_GN.std(1) == 0).sum()), float(len(rewards_GN))])
+        idle, all_groups = around.total([float(is_idle(rewards_GN).sum()), float(len(rewards_GN))])
         self._told["idle_groups"] = idle / max(all_groups, 1.0)
         self._told.pop("answers")
         kept_B = ~(is_cut_B & keys.mask_truncated)
@@ -116,7 +116,8 @@ class GRPO(Stage):
         logps_R = self.models.policy(micro, output="logps")
         policy_R = ppo_policy_loss(
             logps_R, old_logps_R, advantages_R, clip=keys.grpo_clip, clip_high=keys.grpo_clip_high)
-        means = {"policy_loss": policy_R, "clip_fraction": clip_fraction(logps_R, old_logps_R, clip=keys.grpo_clip)}
+        means = {"policy_loss": policy_R, "clip_fraction": clip_fraction(
+            logps_R, old_logps_R, clip=keys.grpo_clip, clip_high=keys.grpo_clip_high)}
         loss_R = policy_R
         if keys.grpo_beta and keys.grpo_kl_in == "loss":
             means["kl_loss"] = KL_ESTIMATORS[keys.grpo_kl](logps_R, ref_logps_R)
