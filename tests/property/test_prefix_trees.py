@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from danlu.core.prefix_tree import SHORTEST_PREFIX, share_prefixes
 from danlu.core.stream import Example
 from danlu.models.packed_lm import PackedLM
-from danlu.models.segment_attention import Rule, attend_by_group, attend_dense
+from danlu.models.segment_attention import Rule, attend_by_group, attend_dense, attend_varlen
 from danlu.models.segments import Layout, Segments
 from danlu.models.stream_tensors import StreamTensors
 from tests.parity.test_packed_families import sharpen
@@ -124,6 +124,23 @@ def test_keys_laid_out_for_the_varlen_kernel() -> None:
     seen, bounds, longest = tree_of((9, 3, 4), (-1, 0, 0)).contexts
     assert seen.tolist() == [*range(9), *range(12), *range(9), *range(12, 16)]
     assert bounds.tolist() == [0, 9, 21, 34] and bounds.dtype == torch.int32 and longest == 13
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rule", [Rule(), Rule(window=11)], ids=["plain", "window"])
+def test_varlen_kernel_over_a_tree(rule: Rule) -> None:
+    """In bfloat16 against the dense oracle in float64: the causal diagonal ends at the bottom right."""
+    tree = tree_of((40, 13, 7, 1, 30), (-1, 0, 0, 0, -1))
+    segments = Segments(tree.lengths, tree.cu_seqlens.cuda(), tree.max_length, parents=tree.parents)
+    inputs = [x.detach().to("cuda", torch.bfloat16).requires_grad_() for x in qkv(91)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    actual, expected = attend_varlen(*inputs, segments, rule), attend_dense(*exact, segments, rule)
+    assert (actual - expected).abs().max() < 2e-2
+    upstream = torch.randn_like(expected)
+    got = torch.autograd.grad(actual, inputs, upstream.bfloat16())
+    for one, other in zip(got, torch.autograd.grad(expected, exact, upstream), strict=True):
+        assert (one - other).norm() < 2e-2 * other.norm()
 
 
 def test_trees_by_hand() -> None:
