@@ -90,7 +90,7 @@ def test_resumed_run_is_bit_identical(stage: str, method: str, tiny_base: Path, 
     assert all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
 
 
-@pytest.mark.parametrize("stage", list(STAGES))
+@pytest.mark.parametrize("stage", sorted({*STAGES} - {"rm"}))  # its export: tests/parity/test_export_classifier.py
 def test_merged_model_equals_adapter(stage: str, tiny_base: Path, world: Path, tmp_path: Path) -> None:
     """After `danlu export` plain transformers gives the logits that base plus adapter gives, to 1e-4."""
     from peft import PeftModel
