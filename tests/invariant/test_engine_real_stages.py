@@ -82,7 +82,7 @@ def test_stopped_and_resumed_is_bit_identical(tmp_path: Path, method: str, stop:
 def test_micro_batches_and_packing_do_not_change_the_step(tmp_path: Path, keys: dict[str, int]) -> None:
     """Ten rows, four a step, three steps; packed: five rows of two, two a step. No dropout, file order.
 
-    AdamW divides by the size of the gradient: where that is near 0 the order of a sum shows, up to 2 % of a step of 5e-3.
+    AdamW divides by the gradient's size: where that is near 0 the order of a sum shows, up to 2 % of a step of 5e-3.
     """
     def plain() -> SFT:
         return SFT(NoKeys(), Models(PackedLM(tiny_model("llama"))))
