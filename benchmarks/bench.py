@@ -23,7 +23,19 @@ import torch
 import yaml
 
 from benchmarks.flops import counted_flops, matrix_peak, padded_share, step_flops
-from benchmarks.measure import BENCH, KINDS, METHODS, ROOT, Task, Timing, danlu_config, fresh, machine, run_danlu
+from benchmarks.measure import (
+    BENCH,
+    KINDS,
+    METHODS,
+    ROOT,
+    Task,
+    Timing,
+    danlu_config,
+    fresh,
+    machine,
+    replace_between,
+    run_danlu,
+)
 from benchmarks.workload import Workload, make_workload
 from danlu.stages.base import STAGES
 
@@ -151,6 +163,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "bench.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "bench.md").write_text("\n".join(table(record)) + "\n", encoding="utf-8")
+    replace_between(ROOT / "docs/performance.md", "bench", table(record)[2:])
 
 
 if __name__ == "__main__":

@@ -184,6 +184,14 @@ def fresh(folder: Path) -> Path:
     return folder
 
 
+def replace_between(path: Path, name: str, lines: list[str]) -> None:
+    """Put lines between the marks `<!-- name -->` and `<!-- end of name -->` of a page."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, _, rest = path.read_text("utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text("\n".join([before + begin, *lines, end + after]), encoding="utf-8")
+
+
 def machine() -> dict[str, Any]:
     """Return what the numbers depend on: processor, cores, whether bf16 products run in hardware, load."""
     text = Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").is_file() else ""
