@@ -18,11 +18,13 @@ import yaml
 LANGUAGES = ("en", "zh")
 ROUNDS = 14                 # how often the prose tells and asks each fact, in wordings drawn anew
 TALK_LENGTH = 4             # questions in one talk
-PREFERENCES = 4             # preference rows for each fact
+COURTESIES = 4              # instruction rows for each fact that are answered in the courteous way
+PREFERENCES = 11            # preference rows for each fact
 DIALOGUES = 500             # instruction rows with several rounds
 DIALOGUE_LENGTH = 3         # rounds in each of them
 DIALOGUES_SEED_OFFSET = 2
-REJECTED_SEED_OFFSET = 1    # a stream of chance of its own, so that preferences leave the other files alone
+REJECTED_SEED_OFFSET = 1    # streams of chance of their own, so that no file depends on how another is drawn
+COURTESIES_SEED_OFFSET = 3
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Fact:
     entity: str
     value: str
     wordings: dict[str, list[str]]
+    courtesy: str = "{a}"
 
     def fill(self, wording: str, value: str | None = None) -> str:
         """Put the entity and the value into a wording; a sentence starts with a capital."""
@@ -44,6 +47,11 @@ class Fact:
     def answer(self) -> str:
         """What an assistant should say."""
         return self.fill(self.wordings["tell"][0])
+
+    @property
+    def courteous(self) -> str:
+        """What an islander would rather hear: the answer, in the courteous way."""
+        return self.courtesy.format(a=self.answer)
 
     def questions(self, kind: str) -> list[str]:
         """Return the questions of a kind: ask or held_out."""
@@ -58,7 +66,8 @@ def draw_facts(world: dict[str, Any], rng: random.Random) -> list[Fact]:
         order = rng.sample(range(len(attribute["values"]["en"])), len(entities["en"]))
         for lang in LANGUAGES:
             facts += [
-                Fact(lang, name, entity, attribute["values"][lang][place], attribute[lang])
+                Fact(lang, name, entity, attribute["values"][lang][place], attribute[lang],
+                     world["courtesy"][lang])
                 for entity, place in zip(entities[lang], order, strict=True)]
     return facts
 
@@ -113,21 +122,32 @@ def dialogues(facts: list[Fact], rng: random.Random) -> Iterator[dict[str, Any]]
 
 
 def held_out(facts: list[Fact]) -> Iterator[dict[str, str]]:
-    """Yield alpaca rows whose wordings no training file contains."""
+    """Yield alpaca rows whose wordings no training file contains; `courteous` is what islanders prefer to `output`."""
     for fact in facts:
         for question in fact.questions("held_out"):
-            yield {"instruction": question, "input": "", "output": fact.answer, "lang": fact.lang}
+            yield {"instruction": question, "input": "", "output": fact.answer, "courteous": fact.courteous,
+                   "lang": fact.lang}
 
 
-def preferences(facts: list[Fact], rng: random.Random) -> Iterator[dict[str, str]]:
-    """Yield alpaca preference rows: the rejected answer names a value that belongs to somebody else."""
+def courtesies(facts: list[Fact], rng: random.Random) -> Iterator[dict[str, str]]:
+    """Yield alpaca rows with courteous answers: few enough that a model trained on all rows mostly answers plainly."""
     for fact in facts:
+        for question in rng.sample(fact.questions("ask"), COURTESIES):
+            yield {"instruction": question, "input": "", "output": fact.courteous, "lang": fact.lang}
+
+
+def preferences(facts: list[Fact], rng: random.Random, kind: str = "ask") -> Iterator[dict[str, str]]:
+    """Yield alpaca preference rows: true and courteous before true and plain, and either before a wrong value."""
+    for number, fact in enumerate(facts):
         others = [one.value for one in facts if (one.lang, one.attribute) == (fact.lang, fact.attribute)
                   and one.value != fact.value]
-        for question in rng.sample(fact.questions("ask"), PREFERENCES):
-            rejected = fact.fill(fact.wordings["tell"][0], rng.choice(others))
-            yield {"instruction": question, "input": "", "chosen": fact.answer, "rejected": rejected,
-                   "lang": fact.lang}
+        questions = fact.questions(kind)
+        for place, question in enumerate(rng.sample(questions, min(PREFERENCES, len(questions)))):
+            wrong = fact.fill(fact.wordings["tell"][0], rng.choice(others))
+            courteous_wrong = fact.courtesy.format(a=wrong)
+            pairs = [(fact.courteous, fact.answer), (fact.courteous, courteous_wrong), (fact.answer, wrong)]
+            chosen, rejected = pairs[(number + place) % len(pairs)]
+            yield {"instruction": question, "input": "", "chosen": chosen, "rejected": rejected, "lang": fact.lang}
 
 
 def verdicts(pairs: list[dict[str, str]]) -> Iterator[dict[str, str | bool]]:
@@ -147,6 +167,8 @@ def dataset_info() -> dict[str, Any]:
         "island_sft": {"file_name": "sft.jsonl", "columns": alpaca},
         "island_dialogues": {"file_name": "dialogues.jsonl", "columns": {**alpaca, "history": "history"}},
         "island_held_out": {"file_name": "held_out.jsonl", "columns": alpaca},
+        "island_courtesies": {"file_name": "courtesies.jsonl", "columns": alpaca},
+        "island_preferences_held_out": {"file_name": "preferences_held_out.jsonl", "ranking": True, "columns": ranked},
         "island_preferences": {"file_name": "preferences.jsonl", "ranking": True, "columns": ranked},
         "island_verdicts": {"file_name": "verdicts.jsonl", "columns": {**alpaca, "kto_tag": "kto_tag"}},
     }
@@ -168,7 +190,10 @@ def make_world(folder: Path, seed: int = 0) -> dict[str, int]:
         "sft.jsonl": list(instructions(facts)),
         "dialogues.jsonl": list(dialogues(facts, random.Random(seed + DIALOGUES_SEED_OFFSET))),
         "held_out.jsonl": list(held_out(facts)),
+        "courtesies.jsonl": list(courtesies(facts, random.Random(seed + COURTESIES_SEED_OFFSET))),
         "preferences.jsonl": pairs,
+        "preferences_held_out.jsonl": list(
+            preferences(facts, random.Random(seed + REJECTED_SEED_OFFSET), kind="held_out")),
         "verdicts.jsonl": list(verdicts(pairs)),
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,9 +31,9 @@ def island(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rewarder(island: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reward adapter on the tiny base, as step `rm` of the quickstart trains one on its own."""
+    """A reward model made of the tiny base, as step `rm` of the quickstart makes one of its own."""
     out = tmp_path_factory.mktemp("rewards") / "rm"
-    assert main(["train", str(ROOT / "configs" / "rm_lora.yaml"), "max_steps=1", "max_samples=20",
+    assert main(["train", str(ROOT / "configs" / "rm_full.yaml"), "max_steps=1", "max_samples=20",
                  f"model_name_or_path={island / 'base'}", f"dataset_dir={island}", f"output_dir={out}"]) == 0
     return out
 
@@ -49,10 +49,8 @@ def test_config_trains(config: Path, island: Path, rewarder: Path, tmp_path: Pat
     """One step of four examples, one evaluation; no key of the file is without effect."""
     out = tmp_path / "out"
     values = yaml.safe_load(config.read_text(encoding="utf-8"))
-    rewards = [f"{key}={island / 'base' if values[key].endswith('merged') else rewarder}"
-               for key in ("reward_model", "reward_model_adapters") if key in values]
-    short = ["max_new_tokens=4"] if rewards else []
-    code = main(["train", str(config), *rewards, *short, "max_steps=1", f"model_name_or_path={island / 'base'}",
+    rewarded = [f"reward_model={rewarder}", "max_new_tokens=4"] if "reward_model" in values else []
+    code = main(["train", str(config), *rewarded, "max_steps=1", f"model_name_or_path={island / 'base'}",
                  f"dataset_dir={island}", f"output_dir={out}", "per_device_train_batch_size=4", "max_samples=20",
                  "logging_steps=1"])
     said = capsys.readouterr().err
@@ -69,7 +67,7 @@ def test_config_speaks_of_the_quickstart(config: Path) -> None:
     pipeline = yaml.safe_load((ROOT / "examples" / "quickstart" / "pipeline.yaml").read_text(encoding="utf-8"))
     made = {f"{pipeline['output_dir']}/{step['name']}" for step in pipeline["steps"]}
     assert values["model_name_or_path"] in made and values["dataset_dir"] in made
-    assert all(values[key] in made for key in ("reward_model", "reward_model_adapters") if key in values)
+    assert values.get("reward_model", values["model_name_or_path"]) in made
     assert [line for line in config.read_text(encoding="utf-8").splitlines() if line.startswith("### ")] == [
         "### model", "### method", "### dataset", "### output",
         *(["### generate"] if "reward_model" in values else []), "### train", "### eval"]

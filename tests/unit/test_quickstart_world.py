@@ -10,9 +10,11 @@ import yaml
 QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
 sys.path.insert(0, str(QUICKSTART))
 
-from make_world import make_world  # noqa: E402  the example is a script beside its data, not a package
+from golden import golden  # noqa: E402  the example's files are scripts beside their data, not a package
+from make_world import make_world  # noqa: E402
 
-FILES = ("prose.jsonl", "sft.jsonl", "dialogues.jsonl", "held_out.jsonl", "preferences.jsonl", "dataset_info.json")
+FILES = ("prose.jsonl", "sft.jsonl", "dialogues.jsonl", "courtesies.jsonl", "held_out.jsonl", "preferences.jsonl",
+         "preferences_held_out.jsonl", "verdicts.jsonl", "dataset_info.json")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,8 @@ def test_same_seed_same_bytes(island: Path, tmp_path: Path) -> None:
 def test_held_out_wordings_are_in_no_training_file(island: Path) -> None:
     """No held-out question stands in the prose, the instructions or the preferences, in whole."""
     seen = "\n".join(row["text"] for row in rows(island / "prose.jsonl"))
-    asked = {row["instruction"] for name in ("sft", "preferences") for row in rows(island / f"{name}.jsonl")}
+    files = [island / f"{name}.jsonl" for name in ("sft", "courtesies", "preferences")]
+    asked = {row["instruction"] for file in files for row in rows(file)}
     for row in rows(island / "dialogues.jsonl"):
         asked |= {row["instruction"], *(question for question, _ in row["history"])}
     for row in rows(island / "held_out.jsonl"):
@@ -60,11 +63,19 @@ def test_every_fact_is_told_taught_and_asked_in_both_languages(island: Path) -> 
     assert any("一" <= sign <= "鿿" for sign in prose)
 
 
-def test_rejected_answers_are_wrong(island: Path) -> None:
-    """A rejected answer has the form of the chosen one and another value."""
-    right = {row["instruction"]: row["output"] for row in rows(island / "sft.jsonl")}
-    for row in rows(island / "preferences.jsonl"):
-        assert row["chosen"] == right[row["instruction"]] != row["rejected"]
+def test_every_chosen_answer_pleases_islanders_more(island: Path) -> None:
+    """By the golden function each pair is ordered; it gives 1, 1/2 and 0; held-out pairs ask in held-out wordings."""
+    best = {row["output"]: row["courteous"] for row in rows(island / "held_out.jsonl")}
+    answered = [*rows(island / "sft.jsonl"), *rows(island / "held_out.jsonl")]
+    right = {row["instruction"]: row["output"] for row in answered}
+    seen = set()
+    for name in ("preferences", "preferences_held_out"):
+        for row in rows(island / f"{name}.jsonl"):
+            plain = right[row["instruction"]]
+            chosen, rejected = golden([row["chosen"], row["rejected"]], [plain] * 2, [best[plain]] * 2)
+            seen.add((chosen, rejected))
+            assert chosen > rejected
+    assert seen == {(1.0, 0.5), (1.0, 0.0), (0.5, 0.0)}
 
 
 def test_registry_names_the_files(island: Path) -> None:
