@@ -83,6 +83,7 @@ class Prompt:
     messages: tuple[Message, ...]
     origin: Origin
     extra: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 Record = Text | Conversation | Preference | Feedback | Graded | Prompt

@@ -10,14 +10,15 @@ import numpy as np
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.records import Conversation, Message, Prompt
 from danlu.data.encode import EncodeContext
-from danlu.data.truncate import PROMPT_LONG, split_rounds
+from danlu.data.truncate import PROMPT_LONG, is_refused, split_rounds
 from danlu.templates import Encoded
 
 
 def encode_prompts(records: Sequence[Prompt], context: EncodeContext) -> list[Encoded]:
     """Encode prompts of at most `cutoff_len` tokens, the generation prompt at their end; no token carries loss.
 
-    The oldest whole rounds of a longer one are left out. `note` holds messages, extra columns and origin as JSON.
+    The oldest whole rounds of a longer one are left out, or `on_long` drops or refuses it. `note` holds messages, extra
+    columns and origin as JSON.
     Errors: DataError with the row's origin for a dialogue that the template cannot express.
     """
     if context.template is None:
@@ -33,7 +34,8 @@ def encode_prompts(records: Sequence[Prompt], context: EncodeContext) -> list[En
 
 def note_of(messages: Sequence[Message], extra: dict[str, Any], origin: str) -> str:
     """Return what a reward needs to know of a prompt, as JSON."""
-    turns = [{name: value for name, value in asdict(message).items() if value} for message in messages]
+    turns = [{name: value for name, value in asdict(message).items() if value or name == "content"}
+             for message in messages]
     return json.dumps({"messages": turns, "extra": extra, "origin": origin}, ensure_ascii=False, default=str)
 
 
@@ -46,7 +48,7 @@ def read_note(note: str) -> tuple[tuple[Message, ...], dict[str, Any], str]:
 
 def _ids(records: Sequence[Prompt], context: EncodeContext) -> list[list[int]]:
     assert context.template is not None
-    talks = [Conversation(record.messages, record.origin) for record in records]
+    talks = [Conversation(record.messages, record.origin, record.tools) for record in records]
     return context.template.encode_prompts(talks, context.tokenizer, context.options) if talks else []
 
 
@@ -61,18 +63,24 @@ def _encode_or_drop(record: Prompt, context: EncodeContext) -> list[Encoded]:
 
 def _fit(record: Prompt, ids: list[int], context: EncodeContext) -> list[Encoded]:
     limit, system, rounds = context.config.cutoff_len, *split_rounds(record.messages)
-    length, kept = len(ids), len(rounds)
+    told, kept = f"{len(ids)} tokens", len(rounds)
+    if len(ids) > limit and is_refused(_encoded(record, ids), context.config, context.ledger, told):
+        return []
     while len(ids) > limit and kept > 1:
         kept -= 1
         messages = system + tuple(message for one in rounds[-kept:] for message in one)
         record = replace(record, messages=messages)
         ids = _ids([record], context)[0]
     if len(ids) > limit:
-        context.ledger.drop(record.origin, PROMPT_LONG, f"{length} tokens")
+        context.ledger.drop(record.origin, PROMPT_LONG, told)
         return []
     if kept < len(rounds):
         context.ledger.cut(record.origin, "whole first rounds left out to fit cutoff_len",
-                           f"{length} tokens, {len(rounds) - kept} rounds")
+                           f"{told}, {len(rounds) - kept} rounds")
+    return [_encoded(record, ids)]
+
+
+def _encoded(record: Prompt, ids: list[int]) -> Encoded:
     row = np.array(ids, np.int32)
     note = note_of(record.messages, record.extra, str(record.origin))
-    return [Encoded(row, np.zeros(len(row), np.bool_), None, ((0, len(row), len(row)),), record.origin, note=note)]
+    return Encoded(row, np.zeros(len(row), np.bool_), None, ((0, len(row), len(row)),), record.origin, note=note)

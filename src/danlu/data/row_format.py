@@ -131,7 +131,7 @@ class RowFormat(ABC):
             row, Mapping) else {}
         if asked.answer:
             extra.setdefault(RESPONSE, asked.answer.content)
-        return Prompt(check_question(asked), origin, extra)
+        return Prompt(check_question(asked), origin, extra, asked.tools)
 
 
 FORMATS: Registry[type[RowFormat]] = Registry("data format", "danlu.data.formats")

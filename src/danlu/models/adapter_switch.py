@@ -4,15 +4,17 @@ peft ties `requires_grad` to the active adapter. Here every weight keeps its own
 adapters train in one backward pass and a frozen one stays frozen.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import noop_context_fn
 
 from danlu.core.errors import UserError
 from danlu.models.base_identity import check_same_base
@@ -107,33 +109,51 @@ def check_same_shapes(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
 
 
 class Recomputation:
-    """The adapter of layers that gradient checkpointing computes again in backward: that of their forward.
+    """The adapter of what gradient checkpointing computes again in backward: that of its forward.
 
     Without it a value computed with its own adapter would be computed again with the policy's, which is active by
-    then. Switching visits every layer, so it is done once for each stretch of layers, and undone when the pass ends.
+    then. Switching visits every layer, so it is done once for each stretch of layers, and undone when the pass ends:
+    all that is computed again, the vocabulary head too, asks the one object of its model.
     """
 
     def __init__(self, model: PeftModel) -> None:
-        self._model = model
+        self._model = ref(model)
         self._before: str | None = None
 
     def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Return the contexts of a layer's forward and of its recomputation (`context_fn` of torch's checkpoint)."""
-        return nullcontext(), self._with(self._model.active_adapter)
+        """Return the contexts of a forward and of its recomputation (`context_fn` of torch's checkpoint)."""
+        return nullcontext(), self._with(self._peft().active_adapter)
+
+    def _peft(self) -> PeftModel:
+        model = self._model()
+        assert model is not None, "the model is gone before what it computes"
+        return model
 
     @contextmanager
     def _with(self, name: str) -> Iterator[None]:
-        if self._model.active_adapter != name:
+        model = self._peft()
+        if model.active_adapter != name:
             if self._before is None:
-                self._before = self._model.active_adapter
+                self._before = model.active_adapter
                 torch.autograd.Variable._execution_engine.queue_callback(self._put_back)
-            switch_adapter(self._model, name)
+            switch_adapter(model, name)
         yield
 
     def _put_back(self) -> None:
         assert self._before is not None
-        switch_adapter(self._model, self._before)
+        switch_adapter(self._peft(), self._before)
         self._before = None
+
+
+_RECOMPUTATIONS: WeakKeyDictionary[PeftModel, Recomputation] = WeakKeyDictionary()
+
+
+def recomputation_contexts(model: nn.Module) -> Callable[[], Any]:
+    """Return the `context_fn` of torch's checkpoint for a part of `model`."""
+    if not isinstance(model, PeftModel):
+        nothing: Callable[[], Any] = noop_context_fn
+        return nothing
+    return _RECOMPUTATIONS.setdefault(model, Recomputation(model)).contexts
 
 
 def _flags(model: nn.Module) -> list[tuple[Any, bool]]:

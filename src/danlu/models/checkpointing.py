@@ -3,13 +3,12 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from danlu.core.console import notice
-from danlu.models.adapter_switch import Recomputation
+from danlu.models.adapter_switch import recomputation_contexts
 
 
 def set_checkpointing(model: PreTrainedModel | PeftModel, enabled: bool) -> bool:
@@ -27,10 +26,8 @@ def set_checkpointing(model: PreTrainedModel | PeftModel, enabled: bool) -> bool
         if not base.supports_gradient_checkpointing:
             notice(f"{type(base).__name__} has no gradient checkpointing; all activations are kept")
             return False
-        settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": True}
-        if isinstance(model, PeftModel):
-            settings["context_fn"] = Recomputation(model).contexts
-        base.gradient_checkpointing_enable(settings)
+        base.gradient_checkpointing_enable({
+            "use_reentrant": False, "preserve_rng_state": True, "context_fn": recomputation_contexts(model)})
     return True
 
 

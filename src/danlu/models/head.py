@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 from transformers import PreTrainedConfig
 
 from danlu.losses.linear_cross_entropy import (
@@ -30,10 +30,11 @@ SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap
 
 @dataclass(frozen=True)
 class VocabularyHead:
-    """A head module with the family's logit transform."""
+    """A head module with the family's logit transform; `contexts` are those of a tile and of its recomputation."""
 
     module: nn.Module
     transform: LogitTransform
+    contexts: Callable[[], Any] = noop_context_fn
 
     @property
     def is_plain(self) -> bool:
@@ -74,7 +75,7 @@ class VocabularyHead:
             return score_tile(hidden_RH, targets_R)
         size = tile_rows_for(len(hidden_RH), _num_outputs(self.module), hidden_RH.device)
         tiles = zip(hidden_RH.split(size), targets_R.split(size), strict=True)
-        scored = [checkpoint(score_tile, h, y, use_reentrant=False) for h, y in tiles]
+        scored = [checkpoint(score_tile, h, y, use_reentrant=False, context_fn=self.contexts) for h, y in tiles]
         return torch.cat(scored, dim=-1)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from danlu.core.stream import Example
+from danlu.models.adapter_switch import recomputation_contexts
 from danlu.models.attention import IMPLEMENTATION, accepts, implementation
 from danlu.models.head import VocabularyHead, known_transforms
 from danlu.models.last_layer import LastLayer
@@ -88,7 +89,7 @@ def make_plan(model: nn.Module, stream: StreamTensors) -> RunPlan:
             return RunPlan(False, None, (f"{type(base).__name__} does not part body and head",))
         hidden = batch.gather(padded_hidden(base, batch), everything)
         against = _why_not_packed(base, probe, hidden)
-        head, objection = _find_head(base, hidden, batch.gather(own, everything))
+        head, objection = _find_head(model, hidden, batch.gather(own, everything))
         apart = against or _why_apart(base, stream)
         last = None if against else _find_last(base, probe)
     return RunPlan(not against, head, tuple(reason for reason in (against, objection) if reason), apart, last)
@@ -167,8 +168,9 @@ def randomness(model: nn.Module) -> list[nn.Module]:
                    for name, value in vars(module).items())]
 
 
-def _find_head(base: PreTrainedModel, hidden: Tensor, own: Tensor) -> tuple[VocabularyHead | None, str]:
+def _find_head(model: nn.Module, hidden: Tensor, own: Tensor) -> tuple[VocabularyHead | None, str]:
     """Return the head whose logits equal the model's own, or None and why."""
+    base = base_of(model)
     if getattr(base.config.get_text_config(), "output_router_logits", False):
         return None, "the router's balancing loss needs the whole model's forward"
     module = base.get_output_embeddings()
@@ -177,7 +179,7 @@ def _find_head(base: PreTrainedModel, hidden: Tensor, own: Tensor) -> tuple[Voca
     raw = module(hidden).float()
     for transform in known_transforms(base.config):
         if agree(base, transform.apply(raw), own):
-            return VocabularyHead(module, transform), ""
+            return VocabularyHead(module, transform, recomputation_contexts(model)), ""
     return None, f"{type(base).__name__} changes its logits after the head"
 
 
