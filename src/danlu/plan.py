@@ -24,9 +24,10 @@ from danlu.models.reference import own_reference
 from danlu.models.source import check_model_source
 from danlu.models.tokenizer import adapter_paths
 from danlu.models.vocabulary import highest_id
-from danlu.recipe import Prepared, inputs_of, output_dir, prepare, run_precision
+from danlu.recipe import ROLLOUT_SLOTS, Prepared, inputs_of, output_dir, prepare, run_precision
 from danlu.run_config import RunConfig
 from danlu.stages.reference import ReferenceModelKeys
+from danlu.stages.rollouts import RolloutKeys
 
 GIB = 2**30
 STATE_BYTES = {"adafactor": 0.1, "sgd": 0.0, "adagrad": 4.0, "rmsprop": 4.0, "rmsprop_bnb": 4.0, "ademamix": 12.0,
@@ -34,6 +35,9 @@ STATE_BYTES = {"adafactor": 0.1, "sgd": 0.0, "adagrad": 4.0, "rmsprop": 4.0, "rm
                "paged_lion_32bit": 4.0, "lion_8bit": 1.0, "paged_lion_8bit": 1.0, "adamw_bnb_8bit": 2.0,
                "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0, "rmsprop_bnb_8bit": 1.0, "rmsprop_bnb_32bit": 4.0}
 """Bytes of optimiser state per trained parameter; AdamW keeps two float32 moments, 8 bytes."""
+
+BESIDE = ("reference", "value", "reward", "answers")
+"""Parts of the memory that only some stages need."""
 
 
 class Section(NamedTuple):
@@ -120,6 +124,8 @@ def _parameter_rows(counts: ModelCounts) -> list[tuple[str, str]]:
 def _memory(config: RunConfig, prepared: Prepared, counts: ModelCounts) -> MemoryEstimate:
     device, engine = _device(config), config.engine
     longest = max((int(one.lengths.max()) for one in prepared.sets()), default=0)
+    if isinstance(prepared.settings, RolloutKeys):
+        longest = (longest + config.generation.max_new_tokens) * prepared.settings.answers_per_prompt
     tokens = max(longest, engine.micro_batch_tokens or longest * engine.per_device_train_batch_size)
     dtype = run_precision(config).compute_dtype
     need = estimate_memory(
@@ -127,7 +133,29 @@ def _memory(config: RunConfig, prepared: Prepared, counts: ModelCounts) -> Memor
         logit_rows=min(tokens, tile_rows_for(tokens, counts.vocabulary, device)) if tokens else 0,
         optimizer_bytes=STATE_BYTES.get(engine.optim, 8.0),
         checkpointing=config.model.wants_checkpointing(device.type != "cpu"))
-    return replace(need, reference=_reference_bytes(config, prepared, dtype))
+    need = replace(need, reference=_reference_bytes(config, prepared, dtype))
+    return _with_answers(config, prepared, counts, need, dtype) if isinstance(prepared.settings, RolloutKeys) else need
+
+
+def _with_answers(config: RunConfig, prepared: Prepared, counts: ModelCounts, need: MemoryEstimate,
+                  dtype: torch.dtype) -> MemoryEstimate:
+    """Return the estimate with what sampling, rewarding and a value network take."""
+    keys = prepared.settings
+    assert isinstance(keys, RolloutKeys)
+    value = 0
+    if "value" in prepared.stage.roles:
+        master = need.gradients  # a float32 copy of what trains has the size of its gradients
+        frozen = 0 if config.adapter.finetuning_type == "lora" else counts.frozen * dtype.itemsize
+        value = frozen + master + need.gradients + need.optimizer
+    reward = sum(file.stat().st_size for kind, source in zip(keys.reward_model_type, keys.reward_model, strict=True)
+                 if kind in ("full", "classifier") for file in Path(source).expanduser().glob("*.safetensors"))
+    text = load_config(_model_name(config), config.model).get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    kept = 2 * text.num_hidden_layers * heads * size * dtype.itemsize
+    prompt = max((int(one.lengths.max()) for one in prepared.sets()), default=0)
+    answers = ROLLOUT_SLOTS * (prompt + config.generation.max_new_tokens) * kept
+    return replace(need, value=value, reward=reward, answers=answers, checkpoint=need.checkpoint + value // 2)
 
 
 def _reference_bytes(config: RunConfig, prepared: Prepared, dtype: torch.dtype) -> int:
@@ -146,8 +174,8 @@ def _reference_bytes(config: RunConfig, prepared: Prepared, dtype: torch.dtype) 
 
 
 def _memory_rows(need: MemoryEstimate) -> list[tuple[str, str]]:
-    parts = ("weights", "gradients", "optimizer", "activations", "logits", "reference", "total")
-    return [(part, _size(getattr(need, part))) for part in parts if part != "reference" or need.reference]
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", *BESIDE, "total")
+    return [(part, _size(getattr(need, part))) for part in parts if part not in BESIDE or getattr(need, part)]
 
 
 def _disk_rows(need: MemoryEstimate, saves: int, folder: Path) -> list[tuple[str, str]]:

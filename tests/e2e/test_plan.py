@@ -51,6 +51,26 @@ def test_the_run_does_what_the_plan_says(config: dict[str, Any], danlu: Callable
     assert "checkpoint-6" in capsys.readouterr().out
 
 
+def test_what_ppo_needs_beside_the_policy_is_counted(config: dict[str, Any], world: Path, danlu: Callable[..., int],
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    """The value network is a second adapter of 512 weights: value, gradient and two moments, 512 x 16 bytes = 8 KiB.
+
+    A frozen reward model is as large as its file; answers are 64 slots of prompt and 2 tokens, 2 x 2 layers x 2 heads x
+    8 values of float32 each = 256 bytes a token. GRPO has no value network.
+    """
+    base = config["model_name_or_path"]
+    told = {}
+    for name, keys in {"ppo": {}, "grpo": {"stage": "grpo"}}.items():
+        rewarded = {"reward_model": base, "reward_model_type": "full", "max_new_tokens": 2}
+        assert danlu("plan", {**config, "stage": "ppo", **rewarded, **keys}) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        told[name] = {words[0]: " ".join(words[1:3]) for words in lines if len(words) > 2}
+    assert told["ppo"]["value"] == "8 KiB" and "value" not in told["grpo"]
+    size = (Path(base) / "model.safetensors").stat().st_size
+    assert told["ppo"]["reward"] == told["grpo"]["reward"] == f"{size / 1024:.0f} KiB"
+    assert told["ppo"]["answers"].endswith("KiB")
+
+
 def test_a_second_network_is_counted(config: dict[str, Any], danlu: Callable[..., int],
                                      capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The base has 39,072 float32 values: 153 KiB. Below a fresh adapter it serves as reference itself; else it is

@@ -57,7 +57,13 @@ class ModelCounts:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes by part; `checkpoint` and `final` are on disk, `reference` is a second, frozen network."""
+    """Bytes by part; `checkpoint` and `final` are on disk.
+
+    reference  a second, frozen network
+    value      a network that trains beside the policy: weights, gradients and optimiser state
+    reward     frozen networks that score answers
+    answers    keys and values of the answers that are sampled side by side
+    """
 
     weights: int
     gradients: int
@@ -67,11 +73,15 @@ class MemoryEstimate:
     checkpoint: int
     final: int
     reference: int = 0
+    value: int = 0
+    reward: int = 0
+    answers: int = 0
 
     @property
     def total(self) -> int:
         """Bytes of memory while training."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.reference
+        training = self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return training + self.reference + self.value + self.reward + self.answers
 
 
 def count_model(model_cfg: ModelConfig, adapter_cfg: AdapterConfig) -> ModelCounts:

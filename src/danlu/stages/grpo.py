@@ -48,6 +48,10 @@ class GRPOConfig(RolloutKeys):
     mask_truncated: bool = Field(
         False, description="Leave answers that the limit of length ends out of the loss (DAPO's overlong filtering).")
 
+    @property
+    def answers_per_prompt(self) -> int:
+        return self.num_generations
+
 
 @STAGES.register("grpo")
 class GRPO(Stage):

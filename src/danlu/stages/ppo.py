@@ -94,7 +94,7 @@ class PPO(Stage):
 
     Config = PPOConfig
     record = Prompt
-    roles = ("policy", "reference", "rollouts")
+    roles = ("policy", "value", "reference", "rollouts")
     encode = staticmethod(encode_prompts)
     loss_is_nll = False
     metrics = (*OBSERVED, "policy_loss", "value_loss", "approx_kl", "clip_fraction", "explained_variance", "kl_coef")

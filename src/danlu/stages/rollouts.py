@@ -37,6 +37,11 @@ class RolloutKeys(RewardKeys, ReferenceModelKeys):
     rollout_log_samples: int = Field(
         8, ge=-1, description="Answers of each step that rollouts.jsonl keeps; -1 for all, 0 for none.")
 
+    @property
+    def answers_per_prompt(self) -> int:
+        """Answers that are sampled for each prompt."""
+        return 1
+
     def value_source(self) -> str | None:
         """Return the trained reward model that a value network may start as; None where there is not exactly one."""
         is_one = len(self.reward_model) == 1 and self.reward_model_type[0] in ("lora", "full")
@@ -76,6 +81,7 @@ class Rollouts:
         Answer j of the prompt at data-set position i in step s draws from the random stream (seed, s, i, j).
         """
         keys = [(around.seed, around.step, prompt.index) for prompt in prompts]
+        self._generator.refresh()
         found = self._generator.sample(
             [prompt.input_ids.tolist() for prompt in prompts], self.settings, keys=keys, samples=samples)
         return [rollout_of(prompt, completion, sample) for prompt, completions in zip(prompts, found, strict=True)
