@@ -1,6 +1,7 @@
 """Answers through a network that reads the policy's own token ids: same vocabulary, micro-batches, order kept."""
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -20,13 +21,21 @@ from danlu.rewards.base import Answer, keys_renamed
 def score_ids(
     network: Callable[[StreamTensors], Tensor], answers: Sequence[Answer], *, size: int, device: torch.device,
 ) -> list[float]:
-    """Return the network's number for each prompt with its answer, `size` of like length in one forward pass."""
-    order = sorted(range(len(answers)), key=lambda index: len(answers[index].prompt_ids) + len(answers[index].ids))
+    """Return the network's number for each prompt with its answer, `size` of like length in one forward pass.
+
+    Answers to one prompt lie side by side, as one example, so that a network that can computes their prompt once.
+    """
+    longest: dict[tuple[int, ...], int] = {}
+    for one in answers:
+        longest[one.prompt_ids] = max(longest.get(one.prompt_ids, 0), len(one.prompt_ids) + len(one.ids))
+    order = sorted(range(len(answers)), key=lambda index: (
+        longest[answers[index].prompt_ids], answers[index].prompt_ids, len(answers[index].ids)))
     scores = [0.0] * len(answers)
     with torch.no_grad():
         for start in range(0, len(order), size):
             part = order[start:start + size]
-            stream = StreamTensors.of([example_of(answers[index]) for index in part]).to(device)
+            groups = groupby((answers[index] for index in part), key=lambda one: one.prompt_ids)
+            stream = StreamTensors.of([example_of(*group) for _, group in groups]).to(device)
             for index, score in zip(part, network(stream).tolist(), strict=True):
                 scores[index] = score
     return scores
@@ -63,7 +72,8 @@ def _has_tokenizer(name: str) -> bool:
     return folder is None or has_any(folder, TOKENIZER_FILES)
 
 
-def example_of(answer: Answer) -> Example:
-    """Return prompt and answer as one segment without targets."""
-    ids = np.array((*answer.prompt_ids, *answer.ids), np.int64)
-    return Example(ids, np.zeros(len(ids), np.bool_))
+def example_of(*answers: Answer) -> Example:
+    """Return the prompt with each answer as a segment without targets."""
+    segments = [np.array((*one.prompt_ids, *one.ids), np.int64) for one in answers]
+    ids = np.concatenate(segments)
+    return Example(ids, np.zeros(len(ids), np.bool_), lengths=tuple(map(len, segments)))
