@@ -305,4 +305,6 @@ BEYOND: dict[str, str] = {
     "ddp_timeout": "several processes", "ddp_backend": "several processes",
     "ddp_find_unused_parameters": "several processes", "ddp_bucket_cap_mb": "several processes",
     "ddp_broadcast_buffers": "several processes",
+    **dict.fromkeys(("vllm_maxlen", "vllm_gpu_util", "vllm_enforce_eager", "vllm_max_lora_rank", "vllm_config"),
+                    "GPU and the vllm package; what the engine is told: tests/unit/test_generation_vllm.py"),
 }

@@ -27,7 +27,7 @@ from danlu.engine.distributed import on_main
 from danlu.engine.evaluate import check_metric
 from danlu.engine.loop import Engine, TrainResult
 from danlu.evaluation.predict import predict
-from danlu.generation.base import BACKENDS
+from danlu.generation.base import BACKENDS, Source
 from danlu.generation.config import GenerationConfig
 from danlu.models.actor_critic import ActorCritic
 from danlu.models.architecture import context_length, learned_positions
@@ -214,8 +214,9 @@ def build_rollouts(
     source = keys.value_source()
     if isinstance(policy, ActorCritic) and config.do_train and source is not None:
         policy.begin_value_at(Path(source).expanduser())
-    generator = BACKENDS[settings.infer_backend](
-        model, prepared.tokenizer, template.stop_token_ids(prepared.tokenizer), batch_size=ROLLOUT_SLOTS)
+    generator = BACKENDS[settings.infer_backend].build(Source(
+        config.model, config.quantization, config.adapter, prepared.tokenizer,
+        template.stop_token_ids(prepared.tokenizer), settings, precision.compute_dtype, ROLLOUT_SLOTS), model)
     return Rollouts(generator, settings, rewards), rewards.networks
 
 

@@ -92,8 +92,6 @@ OUT_OF_SCOPE: dict[str, str] = _table({
         "kt_use_lora_experts kt_lora_expert_num kt_lora_expert_intermediate_size",
     f"the key {_OTHER} (Ray)":
         "ray_num_workers ray_init_kwargs ray_scope master_addr master_port",
-    f"the vLLM back end {_LATER}":
-        "vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank vllm_config",
     f"training over FSDP or DeepSpeed {_LATER}": "deepspeed fsdp fsdp_config parallelism_config ddp_static_graph",
     f"exporting quantised weights {_LATER}":
         "export_quantization_bit export_quantization_dataset export_quantization_nsamples export_quantization_maxlen",
@@ -131,7 +129,6 @@ FOREIGN_DEFAULTS: dict[str, bool | int | float | str] = {
     "context_parallel_size": 1, "use_distributed_optimizer": True, "overlap_param_gather": True,
     "overlap_grad_reduce": True, "mixed_precision": "bf16_mixed",
     "sglang_maxlen": 4096, "sglang_mem_fraction": 0.7, "sglang_tp_size": -1, "sglang_lora_backend": "triton",
-    "vllm_maxlen": 4096, "vllm_gpu_util": 0.7, "vllm_max_lora_rank": 32,
     "ray_num_workers": 1, "ray_scope": "last", "export_quantization_nsamples": 128, "export_quantization_maxlen": 1024,
     "profiler_wait_steps": 1, "profiler_warmup_steps": 1, "profiler_active_steps": 1, "profiler_repeat": 1,
     "profiler_record_shapes": True, "profiler_profile_memory": True, "profiler_with_stack": True,
@@ -147,7 +144,7 @@ REFUSED_VALUES: dict[str, dict[str, str]] = {
         **{name: f"quantising with {name.upper()} {_LATER}; use bnb" for name in ("gptq", "awq", "aqlm", "quanto")},
         **{name: f"{name} weights are out of scope; use bnb" for name in ("mxfp4", "fp8")}},
     "infer_backend": {name: f"the {label} back end {_LATER}; use huggingface" for name, label in
-                      (("vllm", "vLLM"), ("sglang", "SGLang"), ("ktransformers", "KTransformers"))},
+                      (("sglang", "SGLang"), ("ktransformers", "KTransformers"))},
     "optim": {
         **dict.fromkeys(("adamw_torch_xla", "adamw_torch_npu_fused"), "XLA and NPU devices are out of scope"),
         **dict.fromkeys((

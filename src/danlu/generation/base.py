@@ -2,10 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from danlu.core.registry import Registry
 from danlu.generation.config import GenerationConfig
+from danlu.models.config import AdapterConfig, ModelConfig, QuantizationConfig
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,5 +58,42 @@ class Generator(Protocol):
         """Yield the answer to one prompt as pieces of whole characters; they join to the text of `generate`."""
         ...
 
+    def refresh(self) -> None:
+        """Take over what the policy has learnt since; nothing to do for a backend that runs the policy's modules."""
+        ...
 
-BACKENDS: Registry[Callable[..., Any]] = Registry("generation backend", "danlu.generation")
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a generator is made for.
+
+    model, quantization, adapter  what is loaded, for a backend that reads the files itself
+    stop_ids                      tokens of the template that end an answer
+    settings                      how answers are drawn, and the keys of the backend
+    compute_dtype                 number format of a copy of the weights
+    batch_size                    prompts that answer together, where the backend does not choose
+    """
+
+    model: ModelConfig
+    quantization: QuantizationConfig
+    adapter: AdapterConfig
+    tokenizer: "PreTrainedTokenizerBase"
+    stop_ids: Sequence[int]
+    settings: GenerationConfig
+    compute_dtype: "torch.dtype"
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """How generators of one kind are made.
+
+    build        takes the source, and the model in this process: None only where it is not needed
+    needs_model  whether answers come from a model in this process; else a model given is a policy in training
+    """
+
+    build: Callable[[Source, Any], Generator]
+    needs_model: bool = True
+
+
+BACKENDS: Registry[Backend] = Registry("generation backend", "danlu.generation")

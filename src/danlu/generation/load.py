@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from danlu.core.errors import UserError
-from danlu.generation.base import BACKENDS, Generator
+from danlu.core.errors import CapabilityError, UserError
+from danlu.generation.base import BACKENDS, Generator, Source
 from danlu.generation.config import GenerationConfig
 from danlu.models.config import AdapterConfig, ModelConfig, QuantizationConfig
 from danlu.models.load import load_model
@@ -24,13 +24,25 @@ ADAPTER_FILE = "adapter_config.json"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model ready to answer, with the template its prompts are written in. `name` is what a reader calls it."""
+    """A model ready to answer, with the template its prompts are written in.
+
+    name     what a reader calls it
+    network  the model in this process; None where an engine of its own answers
+    """
 
     name: str
-    model: Any
+    network: Any
     tokenizer: PreTrainedTokenizerBase
     template: ChatTemplate
     generator: Generator
+
+    @property
+    def model(self) -> Any:
+        """Return the model in this process, for what reads more than answers. Raises CapabilityError without one."""
+        if self.network is None:
+            raise CapabilityError("this task reads the model's own numbers, and no model is in this process",
+                                  where="infer_backend", fix="set infer_backend: huggingface or danlu")
+        return self.network
 
 
 def load_for_inference(
@@ -46,13 +58,16 @@ def load_for_inference(
     chosen = resolve(template, tokenizer, tool_format=tool_format)
     chosen.prepare_tokenizer(tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = load_model(
-        source, quantization, adapter, tokenizer=tokenizer, trainable=False,
-        compute_dtype=resolve_inference_dtype(source.infer_dtype, device))
-    if not is_quantized(network):
-        network.to(device)
-    backend = BACKENDS[generation.infer_backend]
-    generator = backend(network.eval(), tokenizer, chosen.stop_token_ids(tokenizer), batch_size=batch_size)
+    dtype, backend = resolve_inference_dtype(source.infer_dtype, device), BACKENDS[generation.infer_backend]
+    network = None
+    if backend.needs_model:
+        network = load_model(
+            source, quantization, adapter, tokenizer=tokenizer, trainable=False, compute_dtype=dtype).eval()
+        if not is_quantized(network):
+            network.to(device)
+    generator = backend.build(Source(
+        source, quantization, adapter, tokenizer, chosen.stop_token_ids(tokenizer), generation, dtype, batch_size,
+    ), network)
     return Loaded(model_name(model), network, tokenizer, chosen, generator)
 
 

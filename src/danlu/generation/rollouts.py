@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from danlu.core.console import notice
-from danlu.generation.base import BACKENDS, Completion
+from danlu.generation.base import BACKENDS, Backend, Completion, Source
 from danlu.generation.config import GenerationConfig
 from danlu.generation.sampling import TokenChooser, check_finite, row_stream
 from danlu.generation.slot_proof import why_not_slots
@@ -64,7 +64,6 @@ class Entrant:
     prompt: int
 
 
-@BACKENDS.register("danlu")
 class RolloutGenerator:
     """Continues prompts in `batch_size` slots. `model` may be wrapped by peft, PackedLM or DDP.
 
@@ -113,6 +112,9 @@ class RolloutGenerator:
         """Yield the answer to one prompt piece by piece; a single row has no use for slots."""
         return self.plain.stream(prompt, settings, seed=seed)
 
+    def refresh(self) -> None:
+        """Do nothing: the modules that train are the modules that answer."""
+
     def complete(
         self, prompts: Sequence[Sequence[int]], requests: Sequence[Request], settings: GenerationConfig
     ) -> list[Row]:
@@ -144,6 +146,13 @@ class RolloutGenerator:
             if self._objection:
                 notice(f"{self._objection}: answers come from plain generation in batches, which is slower")
         return not self._objection
+
+
+def _build(source: Source, model: Any) -> RolloutGenerator:
+    return RolloutGenerator(model, source.tokenizer, source.stop_ids, batch_size=source.batch_size)
+
+
+BACKENDS.add(Backend(_build), "danlu")
 
 
 class _Rollout:

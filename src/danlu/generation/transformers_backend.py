@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingC
 from transformers.generation.streamers import BaseStreamer
 
 from danlu.core.errors import CapabilityError, UserError
-from danlu.generation.base import BACKENDS, Completion
+from danlu.generation.base import BACKENDS, Backend, Completion, Source
 from danlu.generation.config import GenerationConfig
 from danlu.generation.detokenize import TextStream, decode
 from danlu.generation.sampling import RowSampler
@@ -26,7 +26,6 @@ SAMPLING_KEYS = (
     "num_beams", "max_length", "max_new_tokens", "min_length", "min_new_tokens")
 
 
-@BACKENDS.register("huggingface", "hf", "transformers")
 class TransformersGenerator:
     """Continues prompts with `model.generate`. `stop_ids` end an answer, besides those the model itself names."""
 
@@ -100,6 +99,9 @@ class TransformersGenerator:
                 feed.cancelled.set()
                 worker.join()
 
+    def refresh(self) -> None:
+        """Do nothing: the model that trains is the model that answers."""
+
     def _fill(
         self, feed: "_TokenFeed", prompt: Sequence[int], limit: int, settings: GenerationConfig, seed: int
     ) -> None:
@@ -160,6 +162,13 @@ class TransformersGenerator:
         """Return any valid id for masked positions; which one is never seen by the model."""
         pad = self.tokenizer.pad_token_id
         return int(pad) if pad is not None else min(self.stop_ids, default=0)
+
+
+def _build(source: Source, model: Any) -> TransformersGenerator:
+    return TransformersGenerator(model, source.tokenizer, source.stop_ids, batch_size=source.batch_size)
+
+
+BACKENDS.add(Backend(_build), "huggingface", "hf", "transformers")
 
 
 class _TokenFeed(BaseStreamer):  # type: ignore[misc]
@@ -232,7 +241,14 @@ def context_length(config: Any) -> int | None:
 
 def all_stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase, more: Sequence[int]) -> frozenset[int]:
     """Return the ids that end an answer: the template's, the tokenizer's and those of the model's own settings."""
-    declared = getattr(model.generation_config, "eos_token_id", None)
+    return declared_stop_ids(model.generation_config, tokenizer, more)
+
+
+def declared_stop_ids(
+    settings: ModelGenerationConfig | None, tokenizer: PreTrainedTokenizerBase, more: Sequence[int],
+) -> frozenset[int]:
+    """Return the ids of `all_stop_ids`, the model's own `settings` being given without the model."""
+    declared = getattr(settings, "eos_token_id", None)
     own = declared if isinstance(declared, list) else [declared]
     return frozenset(int(i) for i in (*more, *own, tokenizer.eos_token_id) if i is not None)
 

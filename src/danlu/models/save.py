@@ -136,18 +136,7 @@ class ModelSaver:
             settings.save_pretrained(folder)
 
     def _save_adapter(self, model: PeftModel, folder: Path, *, exact: bool) -> None:
-        settings = copy.deepcopy(model.peft_config["default"])
-        settings.inference_mode, settings.base_model_name_or_path = True, self.base
-        state = adapter_state(model)
-        if pissa.is_pissa(model):
-            if exact:
-                pissa.save_raw(model, state, folder)
-            state, changes = pissa.plain_lora(model, state)
-            for key, value in changes.items():
-                setattr(settings, key, value)
-        settings.save_pretrained(folder)
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()},
-                  folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_adapter(model, folder, self.base, exact=exact)
         write_identity(self.base, folder)
         write_merged(model, folder)
 
@@ -158,6 +147,22 @@ class ModelSaver:
         known = [stored] if isinstance(stored, int) else stored or []
         ids = list(dict.fromkeys([*self.template.stop_token_ids(self.tokenizer), *known]))
         return ids[0] if len(ids) == 1 else ids or None
+
+
+def write_adapter(model: PeftModel, folder: Path, base: str, *, exact: bool = False) -> None:
+    """Write the adapter in peft's two files, as a plain LoRA of `base`; exact keeps beside it how PiSSA trains."""
+    settings = copy.deepcopy(model.peft_config["default"])
+    settings.inference_mode, settings.base_model_name_or_path = True, base
+    state = adapter_state(model)
+    if pissa.is_pissa(model):
+        if exact:
+            pissa.save_raw(model, state, folder)
+        state, changes = pissa.plain_lora(model, state)
+        for key, value in changes.items():
+            setattr(settings, key, value)
+    settings.save_pretrained(folder)
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()},
+              folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def as_os_error(error: SafetensorError, folder: Path) -> OSError:
