@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from danlu.cli.main import main
-from tests.reading import losses, read_json
+from tests.reading import losses, metrics, read_json
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.shared
@@ -94,6 +94,14 @@ ddp_timeout: 180000000
 """
 
 
+def document_001(shared: Path, out: Path, **parts: Any) -> None:
+    """Run the YAML of document 001 with the parts that differ from stage to stage."""
+    file = out.with_suffix(".yaml")
+    file.write_text(DOCUMENT_001.format(
+        dataset_dir=shared / "data" / "LLaMA-Factory" / "data", output=out, **parts), encoding="utf-8")
+    assert main(["train", str(file)]) == 0
+
+
 @pytest.mark.parametrize(("stage", "dataset", "samples", "template", "keys"), [
     pytest.param("pt", "c4_demo", 20, "", "", id="S1a"),
     pytest.param("sft", "alpaca_zh_demo", 40, "template: llama3\n", "", id="S1b"),
@@ -106,15 +114,27 @@ def test_document_001(stage: str, dataset: str, samples: int, template: str, key
                       tmp_path: Path) -> None:
     """S1a-c, S1e, S1f: the YAML of document 001 trains, writes its adapter and draws its curve."""
     out = tmp_path / "saves"
-    file = tmp_path / "run.yaml"
-    file.write_text(DOCUMENT_001.format(
-        model=llama, stage=stage, dataset=dataset, dataset_dir=shared / "data" / "LLaMA-Factory" / "data",
-        template=template, samples=samples, output=out, keys=keys, cutoff_len=128 if stage in ("pt", "sft") else 256),
-        encoding="utf-8")
-    assert main(["train", str(file)]) == 0
+    document_001(shared, out, model=llama, stage=stage, dataset=dataset, samples=samples, template=template, keys=keys,
+                 cutoff_len=128 if stage in ("pt", "sft") else 256)
     falls(out)
     assert stage != "rm" or (out / "value_head.safetensors").stat().st_size > 0
     for name in ("adapter_model.safetensors", "adapter_config.json", "training_loss.png", "train_results.json"):
+        assert (out / name).stat().st_size > 0, name
+
+
+def test_document_001_ppo(llama: Path, shared: Path, tmp_path: Path) -> None:
+    """S1d: the reward adapter that the rm YAML wrote rewards the answers of the ppo YAML."""
+    common = {"model": llama, "template": "template: llama3\n", "cutoff_len": 192}
+    reward, out = tmp_path / "reward", tmp_path / "ppo"
+    document_001(shared, reward, stage="rm", dataset="dpo_en_demo", samples=8, keys="", **common)
+    document_001(shared, out, stage="ppo", dataset="identity,alpaca_zh_demo", samples=8,
+                 keys=f"reward_model: {reward}\nmax_new_tokens: 8\ntop_k: 0\ntop_p: 0.9\n", **common)
+    rows = metrics(out)
+    assert len(rows) == read_json(out / "trainer_state.json")["global_step"] >= 3
+    assert all(math.isfinite(row[name]) for row in rows for name in ("loss", "reward", "kl", "policy_loss"))
+    assert len({row["reward"] for row in rows}) > 1 and rows[0]["kl"] == pytest.approx(0, abs=1e-4)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "training_loss.png", "train_results.json",
+                 "rollouts.jsonl"):
         assert (out / name).stat().st_size > 0, name
 
 
