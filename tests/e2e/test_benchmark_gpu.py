@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.flops import tree
 from benchmarks.gpu import Job, jobs, main, run_job
-from benchmarks.gpu_models import Method, Place, Rows, formula
+from benchmarks.gpu_models import SHAPES, TIED, Method, Place, Rows, formula, random_model
 from benchmarks.gpu_report import goals
 from benchmarks.gpu_timings import TRAININGS, Training, training, uniform
 from benchmarks.workload import Shape
@@ -122,3 +122,15 @@ def test_workloads_are_what_the_formula_counts(tmp_path: Path) -> None:
             assert tokens == rows.work.tokens
             assert 0 <= rows.work.rows - stream.num_rows <= len(rows.examples)
             assert all(isinstance(one, Example) for one in rows.examples)
+
+
+def test_shapes_are_those_they_are_named_after(tmp_path: Path) -> None:
+    """The models of every shape, built without memory, hold the matrices of the formula and their norms: no more."""
+    place = Place(torch.device("meta"), False, tmp_path)
+    for name, shape in SHAPES.items():
+        model = random_model(place, name, torch.bfloat16)
+        held = sum(parameter.numel() for parameter in model.parameters())
+        norms = (2 * shape.layers + 1) * shape.hidden
+        assert held == shape.body + (1 if name in TIED else 2) * shape.head + norms, name
+        assert next(model.parameters()).dtype == torch.bfloat16
+    assert [round(shape.body / 1e9, 3) for shape in SHAPES.values()] == [0.358, 1.310, 6.525, 6.979, 6.476]

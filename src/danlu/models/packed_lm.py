@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from danlu.core.console import notice
@@ -94,6 +95,8 @@ class PackedLM(nn.Module):
         with implementation(base_of(self.model), self._own_implementation):
             yield self.model
 
+    # torch.compile would trace every trial of the model on the way to the plan
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _decide(self, stream: StreamTensors) -> RunPlan:
         base = base_of(self.model)
         self._plan = plan = make_plan(self.model, stream)
