@@ -181,7 +181,7 @@ def test_a_declared_verdict_column_is_read_and_an_undeclared_one_absent():
     ("prompt", {"prompt": [said("system", "s"), said("user", "q")], "reward_model": {"ground_truth": "72"}},
      ["s", "q"], {"reward_model": {"ground_truth": "72"}}),
     ("prompt_completion", {"question": "q", "answer": "72", "level": 3}, ["q"], {"answer": "72", "level": 3}),
-    ("alpaca", {"instruction": "q", "input": "i", "output": "a", "system": "s"}, ["s", "q\ni"], {"output": "a"}),
+    ("alpaca", {"instruction": "q", "input": "i", "output": "a", "system": "s"}, ["s", "q\ni"], {"output": "a", "response": "a"}),
     ("alpaca", {"instruction": "q", "answer": 4}, ["q"], {"answer": 4}),
     ("sharegpt", {"conversations": TALK, "id": 5}, ["q0", "a0", "q"], {"id": 5}),
     ("openai", {"messages": [*BEFORE, said("assistant", "a")], "id": 5}, ["q0", "a0", "q"],

@@ -61,9 +61,12 @@ class Alpaca(RowFormat):
         tools, prompts = layout.column("tools", "tools"), layout.column("prompt", "instruction")
         used = (*prompts, *layout.column("query", *QUERIES), *layout.column("history", "history"),
                 *layout.column("system", "system"))
+        name = first_present(row, layout.column("response", *RESPONSES))
+        text = row[name] if name is not None and isinstance(row[name], str) else ""
         return Dialogue(
             (*self._context(row, layout), self._question(row, layout, prompts)), "",
-            parse_tools(row.get(tools[0]) if tools else None, "/tools"), frozenset(used))
+            parse_tools(row.get(tools[0]) if tools else None, "/tools"), frozenset(used),
+            Message("assistant", text) if text else None)
 
     def asked_before(self, row: Row, layout: Layout) -> Dialogue:
         return self.asked(row, layout)
