@@ -1,9 +1,10 @@
 """danlu alone: speed, share of the machine's peak, FLOPs against the formula, memory and start-up, stage by stage.
 
-    python -m benchmarks.bench [--quick] [--only STAGE ...] [--steps 5] [--warm 2] [--threads N]
+    python -m benchmarks.bench [--quick] [--only NAME ...] [--steps 5] [--warm 2] [--threads N]
 
 The matrix is every registered stage that benchmarks/measure.py has data for, times full, lora and qlora, two
-vocabularies and two shapes of lengths, the unfavourable one first. The peak is that of fp32 matrix products, measured
+vocabularies and two shapes of lengths, the unfavourable one first. --only takes beginnings of their names, such as
+sft/full/8k; lines that are measured again replace the former ones. The peak is that of fp32 matrix products, measured
 before each run. Results go to benchmarks/results/bench.{json,md}; `--quick` runs tiny shapes and prints only.
 """
 
@@ -57,17 +58,22 @@ class Cell:
     shape: str
     lengths: str
 
+    @property
+    def name(self) -> str:
+        """Return stage/method/vocabulary/lengths."""
+        return f"{self.stage}/{self.method}/{self.shape}/{self.lengths}"
+
 
 def cells(quick: bool, only: list[str]) -> Iterator[Cell]:
     """Yield the matrix, made of the registry; pre-training cuts blocks, so that rows' lengths do not matter to it."""
-    stages = [stage for stage in STAGES if stage in KINDS and stage in FORMULAS and (not only or stage in only)]
+    stages = [stage for stage in STAGES if stage in KINDS and stage in FORMULAS]
     if quick:
-        yield from (Cell(stage, method, "tiny", "tiny") for stage in stages for method in METHODS
-                    if method == "full" or stage == "sft")
-        return
-    for lengths in ("uniform", "log-normal"):
-        yield from (Cell(stage, method, shape, lengths) for stage in stages for method in METHODS
-                    for shape in ("8k", "152k") if lengths == "uniform" or stage != "pt")
+        found = [Cell(stage, method, "tiny", "tiny") for stage in stages for method in METHODS
+                 if method == "full" or stage == "sft"]
+    else:
+        found = [Cell(stage, method, shape, lengths) for lengths in ("uniform", "log-normal") for stage in stages
+                 for method in METHODS for shape in ("8k", "152k") if lengths == "uniform" or stage != "pt"]
+    yield from (cell for cell in found if not only or any(cell.name.startswith(name) for name in only))
 
 
 def measure(cell: Cell, steps: int, warm: int, timing: Timing) -> dict[str, Any]:
@@ -107,6 +113,7 @@ def counted(cell: Cell, task: Task, work: Workload) -> float | None:
     size = task.batch * task.accumulation
     formula = step_flops(work.shape, cell.stage, cell.method, work.rows[size:2 * size], lora_rank=task.lora_rank,
                          attention=False, block=work.lengths.high)
+    os.environ["DANLU_CACHE"] = str(fresh(BENCH / "cache"))
     return counted_flops([str(config)]) / formula
 
 
@@ -124,19 +131,20 @@ def start_up(threads: int) -> float:
 def table(record: dict[str, Any]) -> list[str]:
     """Return the Markdown of the results."""
     hardware = record["machine"]
-    clock = "processor time of 1 thread" if record["cpu_time"] else f"{record['threads']} threads"
     lines = [
         "# danlu alone", "",
-        f"`make bench`, {record['date']}: {hardware['processor']}, {clock}, fp32, load "
-        f"{hardware['load']} before the run. `danlu --help`: {record['help_seconds']:.2f} s.", "", *LEGEND, "",
-        "| stage | method | vocabulary | lengths | tok/s | GFLOP/s | of peak | counted | padding | first s | MiB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|"]
+        f"`make bench`: {hardware['processor']}, fp32. `danlu --help`: {record['help_seconds']:.2f} s. ", *LEGEND, "",
+        "| stage | method | vocabulary | lengths | tok/s | GFLOP/s | of peak | counted | padding | first s | MiB "
+        "| timed by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|"]
     for line in record["lines"]:
+        memory = f"{line['peak_memory']:,.0f}" if line["peak_memory"] else ""
         ratio = "" if line["counted"] is None else f"{line['counted']:.2f}"
         lines.append(
             f"| {line['stage']} | {line['method']} | {line['shape']} | {line['lengths']} | "
             f"{line['tokens_per_second']:,.0f} | {line['flops_per_second'] / 1e9:.0f} | {line['share_of_peak']:.0%} | "
-            f"{ratio} | {line['padding_avoided']:.0%} | {line['first_step']:.1f} | {line['peak_memory']:,.0f} |")
+            f"{ratio} | {line['padding_avoided']:.0%} | {line['first_step']:.1f} | {memory} | "
+            f"{line['timed']} |")
     return lines
 
 
@@ -152,14 +160,29 @@ def main() -> None:
     chosen = parser.parse_args()
     timing = Timing(1 if chosen.cpu_time else chosen.threads, chosen.cpu_time)
     torch.set_num_threads(timing.threads)
+    file = RESULTS / "bench.json"
+    known = json.loads(file.read_text("utf-8"))["lines"] if file.is_file() and not chosen.quick else []
+    lines = {Cell(*(line[name] for name in ("stage", "method", "shape", "lengths"))).name: line for line in known}
     record: dict[str, Any] = {
         "date": date.today().isoformat(), "machine": machine(), **asdict(timing),
-        "help_seconds": start_up(timing.threads), "lines": []}
+        "help_seconds": start_up(timing.threads)}
     for cell in cells(chosen.quick, chosen.only):
-        record["lines"].append(measure(cell, chosen.steps, chosen.warm, timing))
-        print(table(record)[-1], flush=True)
-    if chosen.quick:
-        return
+        lines[cell.name] = measure(cell, chosen.steps, chosen.warm, timing) | {"timed": clock_of(record)}
+        print(table(record | {"lines": [lines[cell.name]]})[-1], flush=True)
+    if not chosen.quick:
+        order = [cell.name for cell in cells(False, [])]
+        write(record | {"lines": sorted(lines.values(), key=lambda line: order.index(Cell(
+            line["stage"], line["method"], line["shape"], line["lengths"]).name))})
+
+
+def clock_of(record: dict[str, Any]) -> str:
+    """Say how a line was timed."""
+    kind = "processor time of 1 thread" if record["cpu_time"] else f"{record['threads']} threads"
+    return f"{kind}, load {record['machine']['load']}, {record['date']}"
+
+
+def write(record: dict[str, Any]) -> None:
+    """Keep the results as JSON, as a page, and in docs/performance.md."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "bench.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "bench.md").write_text("\n".join(table(record)) + "\n", encoding="utf-8")

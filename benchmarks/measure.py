@@ -97,6 +97,7 @@ def environment(threads: int) -> dict[str, str]:
 def run_danlu(task: Task, work: Workload, timing: Timing, settings: dict[str, Any] | None = None) -> Measured:
     """Run `danlu train`; `settings` are more keys of its configuration."""
     output = fresh(BENCH / "runs" / "danlu")
+    fresh(BENCH / "cache")  # an earlier run's reference log-probabilities would serve this one, and peers keep none
     config = output.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(danlu_config(task, work, output) | (settings or {})), encoding="utf-8")
     began = time.time()
@@ -106,19 +107,20 @@ def run_danlu(task: Task, work: Workload, timing: Timing, settings: dict[str, An
     lines: list[str] = []
     ends: list[float] = []
     wall: list[float] = []
+    peak = 0.0
     for line in run.stdout:
         lines.append(line)
         if STEP.match(line):
             wall.append(time.time())
+            peak = resident_peak(run.pid)
             ends.append(processor_seconds(run.pid) if timing.cpu_time else wall[-1])
-    _, status, usage = os.wait4(run.pid, 0)
-    if status:
+    if run.wait():
         raise RuntimeError(f"danlu train {config} failed:\n{''.join(lines[-20:])}")
     log = [json.loads(line) for line in (output / "trainer_log.jsonl").read_text("utf-8").splitlines()]
     log = [row for row in log if "loss" in row]
     return Measured(
         tokens_per_second=task.tokens(work, task.warm) / (ends[-1] - ends[task.warm - 1]),
-        step_seconds=step_seconds(ends, task.warm), first_step=wall[0] - began, peak_memory=usage.ru_maxrss / 1024,
+        step_seconds=step_seconds(ends, task.warm), first_step=wall[0] - began, peak_memory=peak,
         losses=[row["loss"] for row in log], grad_norms=[row["grad_norm"] for row in log],
         versions={name: version(name) for name in ("danlu", "torch", "transformers", "peft")})
 
@@ -170,6 +172,16 @@ def processor_seconds(pid: int) -> float:
     """Return the processor time that a running process has used (Linux)."""
     words = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_peak(pid: int) -> float:
+    """Return the most memory that a running process has held, in MiB (Linux); 0 once it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text("utf-8")
+    except OSError:
+        return 0.0
+    found = re.search(r"VmHWM:\s+(\d+) kB", text)
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def step_seconds(ends: list[float], warm: int) -> float:
