@@ -70,7 +70,7 @@ class GRPO(Stage):
     def __init__(self, config: GRPOConfig, models: Models) -> None:
         super().__init__(config, models)
         self._observer = Observer(
-            config.rollout_log_samples, kl_target=KL_TARGET, cap=models.rollouts.settings.max_new_tokens)
+            config.rollout_log_samples, kl_target=KL_TARGET, cap=models.rollouts.cap)
         self._sampled = SampledLogps()
         self._told: dict[str, float] = {}
 
@@ -101,7 +101,8 @@ class GRPO(Stage):
         self._told = self._observer.see(around, rollouts, table, kl_B, torch.tensor([row.sum() for row in logps]))
         idle, all_groups = around.total([float(is_idle(rewards_GN).sum()), float(len(rewards_GN))])
         self._told["idle_groups"] = idle / max(all_groups, 1.0)
-        self._told.pop("answers")
+        for name in ("answers",) if keys.grpo_beta else ("answers", "kl"):  # no reference, no KL
+            self._told.pop(name)
         kept_B = ~(is_cut_B & keys.mask_truncated)
         advantages = [np.full(one.length, value, np.float32) for one, value in zip(rollouts, advantages_B, strict=True)]
         laid = [with_tracks(one, *tracks, weight=self._weight(one.length) if kept else 0.0)
@@ -138,7 +139,7 @@ class GRPO(Stage):
         self._observer.load_state(self._sampled.load_state(saved))
 
     def _weight(self, length: int) -> float:
-        constant: int = self.models.rollouts.settings.max_new_tokens
+        constant: int = self.models.rollouts.cap
         return {"answer": 1 / length, "token": 1.0, "constant": 1 / constant}[self.config.grpo_weighting]
 
     def _old_logps(self, rollouts: list[Rollout]) -> Sequence[Row]:

@@ -103,7 +103,7 @@ class PPO(Stage):
         super().__init__(config, models)
         self._kl_coef, self._scores = config.ppo_kl_coef, Moments()
         self._observer = Observer(config.rollout_log_samples, kl_target=config.ppo_target,
-                                  cap=models.rollouts.settings.max_new_tokens)
+                                  cap=models.rollouts.cap)
         self._told: dict[str, float] = {}
         self._sampled = SampledLogps()
 

@@ -75,6 +75,11 @@ class Rollouts:
     def __init__(self, generator: Generator, settings: GenerationConfig, rewards: Rewards) -> None:
         self._generator, self.settings, self._rewards = generator, settings, rewards
 
+    @property
+    def cap(self) -> int:
+        """Tokens that no answer has more of: the limit of answers, or that of prompt and answer."""
+        return self.settings.max_new_tokens or self.settings.max_length
+
     def sample(self, prompts: Sequence[Example], samples: int, around: Surroundings) -> list[Rollout]:
         """Return `samples` answers of each prompt, those of one prompt side by side.
 
