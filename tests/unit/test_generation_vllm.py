@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 
 from danlu.core.errors import CapabilityError, UserError
 from danlu.generation.base import BACKENDS, Source
@@ -23,6 +24,8 @@ from danlu.generation.vllm_arguments import (
     sampling_arguments,
     seed_of,
 )
+from danlu.generation.vllm_backend import VLLMGenerator
+from danlu.models.base_identity import write_identity
 from danlu.models.config import AdapterConfig, ModelConfig, QuantizationConfig
 from danlu.models.save import write_adapter
 from tests.tiny import CHATML, save_tiny, tiny_model, tiny_tokenizer
@@ -154,7 +157,8 @@ def test_keys_that_change_weights_after_reading_are_refused(model: dict[str, Any
 
 
 @pytest.mark.parametrize("odd", [
-    {"use_dora": True}, {"modules_to_save": ["embed_tokens"]}, {"lora_bias": True}, {"peft_type": "LOHA"}])
+    {"use_dora": True}, {"modules_to_save": ["embed_tokens"]}, {"lora_bias": True}, {"peft_type": "LOHA"},
+    {"init_lora_weights": "pissa_niter_16"}])
 def test_adapters_beyond_plain_lora_are_refused(odd: dict[str, Any]) -> None:
     check_adapter(PLAIN, 8, "adapter")
     with pytest.raises(CapabilityError, match="danlu export"):
@@ -182,10 +186,67 @@ def test_the_adapter_handed_over_is_the_one_that_trains(tmp_path: Path) -> None:
     assert not torch.equal(tiny_model("llama")(input_ids=ids).logits, expected)
 
 
+def adapted(base: Path, folder: Path, **keys: Any) -> PeftModel:
+    """A policy with a LoRA adapter of rank 8, which is in `folder` too."""
+    policy = get_peft_model(tiny_model("llama"), LoraConfig(
+        task_type="CAUSAL_LM", r=8, target_modules=["q_proj"], init_lora_weights=False, **keys))
+    folder.mkdir()
+    write_adapter(policy, folder, str(base))
+    write_identity(str(base), folder)
+    return policy
+
+
+def test_a_policy_trained_in_full_is_sampled_by_slots(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", "llama", CHATML)
+    with pytest.raises(CapabilityError, match="infer_backend: danlu"):
+        BACKENDS["vllm"].build(source(model_name_or_path=str(base)), tiny_model("llama"))
+
+
+def test_a_policy_needs_room_for_its_rank(tmp_path: Path) -> None:
+    """The check reads the adapter that trains: of rank 8 here, of no rank with DoRA."""
+    base = save_tiny(tmp_path / "base", "llama", CHATML)
+    narrow = source(keys=settings(vllm_max_lora_rank=1), model_name_or_path=str(base))
+    with pytest.raises(UserError, match="rank is 8, vllm_max_lora_rank is 1"):
+        BACKENDS["vllm"].build(narrow, adapted(base, tmp_path / "plain"))
+    with pytest.raises(CapabilityError, match="use_dora"):
+        BACKENDS["vllm"].build(narrow, adapted(base, tmp_path / "dora", use_dora=True))
+
+
+def test_one_adapter_goes_with_a_request(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", "llama", CHATML)
+    adapted(base, tmp_path / "one")
+    adapted(base, tmp_path / "two")
+    both = (str(tmp_path / "one"), str(tmp_path / "two"))
+    with pytest.raises(CapabilityError, match="one adapter, 2 are named"):
+        BACKENDS["vllm"].build(source(model_name_or_path=str(base), adapter_name_or_path=both), None)
+    narrow = source(keys=settings(vllm_max_lora_rank=1), model_name_or_path=str(base), adapter_name_or_path=both[:1])
+    with pytest.raises(UserError, match="vllm_max_lora_rank is 1"):
+        BACKENDS["vllm"].build(narrow, None)
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs the vllm package")
+def test_each_round_hands_over_what_was_learnt_under_a_new_name(tmp_path: Path) -> None:
+    """The engine gets no name or number twice, and only the folder in use is kept."""
+    policy = adapted(tmp_path / "base", tmp_path / "first")
+    generator, seen = VLLMGenerator(None, tiny_tokenizer(), frozenset({2}), policy=policy), []
+    for _ in range(2):
+        with torch.no_grad():
+            weight = next(p for name, p in policy.named_parameters() if "lora_B" in name)
+            weight.add_(1.0)
+        generator.refresh()
+        request = generator.adapter_request
+        written = load_file(Path(request.lora_path) / "adapter_model.safetensors")
+        name = next(name for name in written if "layers.0" in name and "lora_B" in name)
+        assert torch.equal(written[name], weight)
+        seen.append((request.lora_name, request.lora_int_id, Path(request.lora_path)))
+    assert len({name for name, _, _ in seen}) == len({number for _, number, _ in seen}) == 2
+    assert [path.exists() for *_, path in seen] == [False, True]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_ENGINE, reason="needs a CUDA device and the vllm package")
-@pytest.mark.parametrize("adapted", [False, True])
-def test_greedy_answers_are_those_of_transformers(tmp_path: Path, adapted: bool) -> None:
+@pytest.mark.parametrize("has_adapter", [False, True])
+def test_greedy_answers_are_those_of_transformers(tmp_path: Path, has_adapter: bool) -> None:
     """Both in bfloat16, by other kernels: the first token is the same, numbers agree to a tenth of a nat, and the
     pieces of a stream join to the text."""
     sizes = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 512}
@@ -195,12 +256,12 @@ def test_greedy_answers_are_those_of_transformers(tmp_path: Path, adapted: bool)
         model.lm_head.weight.mul_(40)  # the best token is far ahead, so that rounding does not change it
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
-    if adapted:
+    if has_adapter:
         policy = get_peft_model(model, LoraConfig(
             task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
         adapter.mkdir()
         write_adapter(policy, adapter, str(base))
-    keys = ModelConfig(model_name_or_path=str(base), adapter_name_or_path=(str(adapter),) if adapted else (),
+    keys = ModelConfig(model_name_or_path=str(base), adapter_name_or_path=(str(adapter),) if has_adapter else (),
                        infer_dtype="bfloat16")
     greedy = {"do_sample": False, "max_new_tokens": 4, "vllm_gpu_util": 0.2, "vllm_enforce_eager": True}
     prompts = [tokenizer.encode(text) for text in ("the cat sat", "what colour is the sky")]

@@ -15,6 +15,7 @@ from danlu.generation.config import GenerationConfig
 
 COLDEST, WARMEST = 0.01, 2.0  # vLLM silently raises a temperature below and refuses one above
 OTHERWISE = "set infer_backend: danlu, or leave it out"
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # peft changes the base's weights when it reads such an adapter
 IN_THE_ENGINE = {"logprobs_mode", "skip_tokenizer_init", "generation_config", "enable_lora", "max_loras"}
 
 
@@ -103,6 +104,8 @@ def check_adapter(adapter: Mapping[str, Any], max_rank: int, where: str) -> None
     rank = max([int(adapter.get("r") or 0), *(adapter.get("rank_pattern") or {}).values()])
     unserved = [name for name in ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
                 if adapter.get(name)]
+    if str(adapter.get("init_lora_weights")).lower().startswith(CHANGES_BASE):
+        unserved.append(f"init_lora_weights {adapter['init_lora_weights']}")
     if str(getattr(adapter.get("peft_type"), "value", adapter.get("peft_type"))) != "LORA":
         unserved.append(f"peft_type {adapter.get('peft_type')}")
     if unserved:

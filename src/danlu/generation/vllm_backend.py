@@ -4,6 +4,7 @@ The copy is read from the base's folder. An adapter goes along with each request
 policy is being trained, what it has learnt so far, written out anew before each round of answers.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,7 @@ from danlu.generation.vllm_arguments import (
 from danlu.models.architecture import load_config
 from danlu.models.base_identity import check_same_base
 from danlu.models.merged import check_merged, merged_below
+from danlu.models.pissa import is_pissa
 from danlu.models.save import write_adapter
 from danlu.models.source import check_model_source
 from danlu.models.tokenizer import adapter_paths
@@ -56,7 +58,7 @@ class VLLMGenerator:
     ) -> None:
         self.tokenizer, self.stop_ids = tokenizer, stop_ids
         self._engine, self._policy = engine, policy
-        self._lora = None if adapter is None else _lora_request("adapter", 1, adapter)
+        self.adapter_request = None if adapter is None else _lora_request("adapter", 1, adapter)
         self._round, self._scratch = 0, tempfile.TemporaryDirectory(prefix="danlu-vllm-")
 
     @property
@@ -92,7 +94,7 @@ class VLLMGenerator:
         engine, name = self._engine.llm_engine, f"stream-{uuid4().hex}"
         text = TextStream(self.tokenizer, skip_special_tokens=settings.skip_special_tokens)
         hidden = self.stop_ids if settings.skip_special_tokens else frozenset()
-        engine.add_request(name, tokens_input(list(prompt)), params, lora_request=self._lora)
+        engine.add_request(name, tokens_input(list(prompt)), params, lora_request=self.adapter_request)
         try:
             while engine.has_unfinished_requests():
                 tokens = [token for answer in engine.step() for token in answer.outputs[0].token_ids]
@@ -108,7 +110,7 @@ class VLLMGenerator:
         before, self._round = self._folder(), self._round + 1
         self._folder().mkdir()
         write_adapter(self._policy, self._folder(), self._policy.peft_config["default"].base_model_name_or_path)
-        self._lora = _lora_request(f"policy-{self._round}", self._round, str(self._folder()))
+        self.adapter_request = _lora_request(f"policy-{self._round}", self._round, str(self._folder()))
         shutil.rmtree(before, ignore_errors=True)
 
     def _folder(self) -> Path:
@@ -125,7 +127,7 @@ class VLLMGenerator:
                   for prompt, stream in zip(prompts, streams, strict=True)]
         found = self._engine.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False,
-            lora_request=self._lora)
+            lora_request=self.adapter_request)
         return [self._completion(one, settings) for one in found]
 
     def _completion(self, request: Any, settings: GenerationConfig) -> Completion:
@@ -149,9 +151,6 @@ def build(source: Source, model: Any) -> VLLMGenerator:
 
     Raises CapabilityError for a missing package, and for weights and adapters that vLLM does not serve.
     """
-    if find_spec("vllm") is None:
-        raise CapabilityError("infer_backend: vllm needs the package vllm, which is not installed",
-                              where="infer_backend", fix='pip install "danlu[vllm]"; or ' + OTHERWISE)
     check_settings(source.settings)
     check_source(source)
     name = check_model_source(source.model.model_name_or_path, cache_dir=source.model.cache_dir)
@@ -168,6 +167,10 @@ BACKENDS.add(Backend(build, needs_model=False), "vllm")
 
 
 def _start(arguments: dict[str, Any]) -> Any:
+    if find_spec("vllm") is None:
+        raise CapabilityError("infer_backend: vllm needs the package vllm, which is not installed",
+                              where="infer_backend", fix='pip install "danlu[vllm]"; or ' + OTHERWISE)
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing about a run leaves the machine unasked
     from vllm import LLM
 
     try:
@@ -192,9 +195,10 @@ def _policy(model: Any, source: Source) -> PeftModel:
             torch.distributed.get_world_size() > 1):
         raise CapabilityError("infer_backend: vllm samples in runs of one process", where="infer_backend",
                               fix="set infer_backend: danlu")
-    written = source.adapter.lora_rank if source.adapter.pissa_init else 0  # PiSSA is written at twice its rank
     settings = model.peft_config["default"].to_dict()
-    check_adapter({**settings, "r": settings["r"] + written}, source.settings.vllm_max_lora_rank, "infer_backend")
+    if is_pissa(model):  # written as a plain LoRA of twice its rank
+        settings |= {"r": 2 * settings["r"], "init_lora_weights": True}
+    check_adapter(settings, source.settings.vllm_max_lora_rank, "infer_backend")
     return model
 
 
