@@ -154,10 +154,10 @@ def stage_loss(name: str, keys: Mapping[str, Any], policy: Tensor, reference: Te
     return loss.item(), gradient
 
 
-def pairs_examples() -> list[Example]:
+def pairs_examples(facts: tuple[float, ...] = ()) -> list[Example]:
     """The pairs as danlu lays them out: chosen, rejected."""
     number = len(LENGTHS)
-    return [dialogue(i, [PAIR_ROWS.answers[i], PAIR_ROWS.answers[number + i]]) for i in range(number)]
+    return [dialogue(i, [PAIR_ROWS.answers[i], PAIR_ROWS.answers[number + i]], facts) for i in range(number)]
 
 
 def agree(ours: tuple[float, Tensor], theirs: Mapping[str, np.ndarray], name: str, rows: Rows, number: int) -> None:
@@ -189,7 +189,8 @@ def test_kto(name: str, trl: Mapping[str, np.ndarray]) -> None:
 @pytest.mark.parametrize("name", REWARDS)
 def test_rewards(name: str, trl: Mapping[str, np.ndarray]) -> None:
     """Bradley-Terry with margin and centring."""
-    loss, gradient = stage_loss("rm", REWARDS[name][0], POLICY, None, pairs_examples())
+    own_margin, num_good = 0.0, 1.0
+    loss, gradient = stage_loss("rm", REWARDS[name][0], POLICY, None, pairs_examples((own_margin, num_good)))
     assert abs(loss - float(trl[f"{name}.loss"])) < 1e-6
     last = [answer[-1] for answer in PAIR_ROWS.answers]
     np.testing.assert_allclose(gradient[last].numpy(), trl[f"{name}.grad"], atol=1e-6)
