@@ -26,7 +26,7 @@ from danlu.data.encode import EncodeContext
 from danlu.data.ledger import Ledger
 from danlu.data.loader import Records
 from danlu.data.packing import Arranged
-from danlu.data.prepare import Encode, encode_to_disk
+from danlu.data.prepare import Encode, EncodedOnDisk, encode_to_disk
 from danlu.data.ragged import Ragged, RaggedWriter
 from danlu.templates import Encoded
 
@@ -218,12 +218,12 @@ def _prepare(records: Records, stage_cls: Any, context: EncodeContext, folder: P
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_examples(examples: Sequence[Example], encoded: Sequence[Encoded], folder: Path) -> dict[str, Any]:
+def _write_examples(examples: Sequence[Example], encoded: EncodedOnDisk, folder: Path) -> dict[str, Any]:
     sources: dict[str, int] = {}
     tokens = trained = max_id = 0
     with RaggedWriter(folder, COLUMNS) as writer:
-        for one in encoded:
-            writer.append(origins=(sources.setdefault(one.origin.source, len(sources)), one.origin.row))
+        for source, row in encoded.origins():
+            writer.append(origins=(sources.setdefault(source, len(sources)), row))
         for index, example in enumerate(examples):
             starts = np.cumsum(example.lengths) - example.lengths
             tokens += len(example.input_ids)

@@ -13,6 +13,7 @@ from danlu.data.config import DataConfig
 from danlu.data.ledger import Ledger
 from danlu.data.truncate import fit_conversations, fit_text
 from danlu.templates import ChatTemplate, Encoded, EncodeOptions
+from danlu.templates.tokenize import encode_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,8 +61,7 @@ def documents(records: Sequence[Text], tokenizer: "PreTrainedTokenizerBase") -> 
     if not records:
         return []
     start, end = text_frame(tokenizer)
-    rows = tokenizer([record.text for record in records], add_special_tokens=False, return_attention_mask=False,
-                     verbose=False)["input_ids"]
+    rows = encode_ids(tokenizer, [record.text for record in records])
     encoded = []
     for record, ids in zip(records, rows, strict=True):
         closing = end if ids[-len(end):] != end else []

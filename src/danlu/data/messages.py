@@ -49,7 +49,7 @@ def openai_turn(turn: Any, layout: Layout, pointer: str) -> Turn:
     """Return a message of `{"role": ..., "content": ...}` with its tool calls, reasoning and weight."""
     turn = mapping_at(turn, pointer)
     role_key, content_key = _keys(layout, "role", "content")
-    role = _role(turn, role_key, {**OPENAI_ROLES, **_declared(layout)}, pointer)
+    role = _role(turn, role_key, {**OPENAI_ROLES, **_declared(layout)} if layout.tags else OPENAI_ROLES, pointer)
     calls = parse_tool_calls(turn.get("tool_calls"), f"{pointer}/tool_calls")
     calls = calls or parse_tool_calls(turn.get("function_call"), f"{pointer}/function_call")
     place = f"{pointer}/{content_key}"

@@ -8,6 +8,7 @@ import numpy as np
 
 from danlu.core.stream import Example
 from danlu.data.config import DataConfig
+from danlu.data.prepare import EncodedOnDisk
 from danlu.templates import Encoded
 
 Slice = tuple[int, int, int]  # which encoded record, first token, behind the last token
@@ -54,6 +55,11 @@ class Arranged(Sequence[Example]):
         return tuple(dict.fromkeys(which for which, _, _ in self._plan[index]))
 
 
+def lengths_of(encoded: Sequence[Encoded]) -> list[int]:
+    """Return the number of tokens of every record, without reading records that lie on disk."""
+    return encoded.lengths() if isinstance(encoded, EncodedOnDisk) else [len(one.input_ids) for one in encoded]
+
+
 def _weights(one: Encoded) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return np.ones(len(one.input_ids), np.float32) if one.weights is None else one.weights
 
@@ -63,7 +69,7 @@ def pack_or_keep(encoded: Sequence[Encoded], config: DataConfig) -> Sequence[Exa
 
     Examples in a row are segments: they never see each other.
     """
-    lengths = [len(one.input_ids) for one in encoded]
+    lengths = lengths_of(encoded)
     is_packed = bool(config.packing) or config.neat_packing
     rows = best_fit(lengths, config.cutoff_len) if is_packed else [[index] for index in range(len(lengths))]
     return Arranged(encoded, [[(which, 0, lengths[which]) for which in row] for row in rows], is_one_stream=False)
@@ -75,7 +81,7 @@ def blocks_or_keep(encoded: Sequence[Encoded], config: DataConfig) -> Sequence[E
     A block is one segment, as in GPT-3's training (Brown et al. 2020, section 2.2); with `neat_packing` each document
     in it is a segment of its own. `packing: false` keeps documents apart, long ones in several blocks.
     """
-    lengths = [len(one.input_ids) for one in encoded]
+    lengths = lengths_of(encoded)
     if config.packing is False:
         plan = [[piece] for which, length in enumerate(lengths) for piece in _cut(which, length, config.cutoff_len)]
         return Arranged(encoded, plan, is_one_stream=not config.neat_packing)

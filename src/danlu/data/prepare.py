@@ -1,11 +1,13 @@
 """Encoding a whole data set to disk: in batches, in one process or several, with bounded memory."""
 
+import gc
 import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -71,6 +73,17 @@ class EncodedOnDisk(Sequence[Encoded]):
                        bytes(columns["notes"][row]).decode())
 
 
+    def lengths(self) -> list[int]:
+        """Return the number of tokens of every record."""
+        return [int(length) for columns in self._columns for length in columns["ids"].lengths()]
+
+    def origins(self) -> Iterator[tuple[str, int]]:
+        """Yield the file and row of every record."""
+        for sources, columns in zip(self._sources, self._columns, strict=True):
+            for source, row in columns["origin"].flat.reshape(-1, 2).tolist():
+                yield sources[source], row
+
+
 def encode_to_disk(records: Records, encode: Encode, context: EncodeContext, folder: Path) -> EncodedOnDisk:
     """Encode all records into shards under `folder`; the context's ledger gets every entry, in order."""
     job = Job(records, encode, context, folder)
@@ -101,7 +114,7 @@ def _encode_shard(job: Job, index: int, start: int, end: int, *, is_talking: boo
     context = replace(job.context, ledger=ledger)
     shard, size = job.folder / str(index), context.config.preprocessing_batch_size
     last_line = time.monotonic()
-    with RaggedWriter(shard, COLUMNS) as writer:
+    with RaggedWriter(shard, COLUMNS) as writer, _old_objects_uncollected():
         for first in range(start, end, size):
             batch = [job.records[row] for row in range(first, min(first + size, end))]
             for one in job.encode(batch, context):
@@ -116,6 +129,16 @@ def _encode_shard(job: Job, index: int, start: int, end: int, *, is_talking: boo
                 say(f"encoding: {min(first + size, end)} of {end} records")
     (shard / "sources.json").write_text(json.dumps(list(sources)), "utf-8")
     return ledger
+
+
+@contextmanager
+def _old_objects_uncollected() -> Iterator[None]:
+    """Spare the cyclic collector all that was made before: encoding makes many objects, and old ones outlive it."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 _JOB: list[Job] = []  # set in a child process only, by fork: nothing of the job is pickled

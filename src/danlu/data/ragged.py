@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from danlu.core.errors import DataError
 
 ENDS = np.dtype(np.int64)
+ROWS_A_WRITE = 512
 
 
 class RaggedWriter:
@@ -22,20 +23,33 @@ class RaggedWriter:
         self._data = {name: (folder / f"{name}.bin").open("wb") for name in columns}
         self._ends = {name: (folder / f"{name}.ends.bin").open("wb") for name in columns}
         self._length = dict.fromkeys(columns, 0)
+        self._waiting: dict[str, list[NDArray[Any]]] = {name: [] for name in columns}
 
     def append(self, **rows: ArrayLike) -> None:
-        """Append one row to each of the named columns."""
+        """Append one row to each of the named columns; an array may be written later and must stay as it is."""
         for name, row in rows.items():
-            values = np.ascontiguousarray(row, self._types[name])
-            self._length[name] += len(values)
-            self._data[name].write(values.tobytes())
-            self._ends[name].write(np.int64(self._length[name]).tobytes())
+            waiting = self._waiting[name]
+            waiting.append(np.asarray(row, self._types[name]))
+            if len(waiting) == ROWS_A_WRITE:
+                self._write(name)
+
+    def _write(self, name: str) -> None:
+        rows = self._waiting[name]
+        if not rows:
+            return
+        ends = np.cumsum([len(row) for row in rows], dtype=ENDS) + self._length[name]
+        self._data[name].write(np.concatenate(rows).tobytes())
+        self._ends[name].write(ends.tobytes())
+        self._length[name] = int(ends[-1])
+        rows.clear()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
+        for name in self._waiting if kind is None else ():
+            self._write(name)
         for file in (*self._data.values(), *self._ends.values()):
             file.close()
 
