@@ -160,22 +160,33 @@ def score(completions):
 '''
 
 
+UNBROKEN = ["max_steps=4", "reward_model_type=function"]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_base: Path, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps that nothing breaks."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "mine.py").write_text(BROKEN.format(fault="pass"), encoding="utf-8")
+    assert ppo(tiny_base, world, folder / "out", *UNBROKEN, f"reward_model={folder}/mine.py:score") == 0
+    return folder / "out"
+
+
 @pytest.mark.parametrize(("fault", "said"), [
     ("raise RuntimeError('out of memory of its own')", "out of memory of its own"),
     ("return [1.0]", "1 rewards for 4 answers"), ("return [float('nan')] * 4", "nan")], ids=["raises", "short", "nan"])
-def test_a_mended_function_goes_on(fault: str, said: str, tiny_base: Path, world: Path, tmp_path: Path,
+def test_a_mended_function_goes_on(fault: str, said: str, whole: Path, tiny_base: Path, world: Path, tmp_path: Path,
                                    capsys: pytest.CaptureFixture[str]) -> None:
     """It fails in step 3 of 4: exit code 2, step 2 is kept, and the same command ends with the bits of a whole run."""
-    file, keys = tmp_path / "mine.py", ["max_steps=4", "reward_model_type=function"]
+    file, out = tmp_path / "mine.py", tmp_path / "broken"
     file.write_text(BROKEN.format(fault=fault), encoding="utf-8")
-    assert ppo(tiny_base, world, tmp_path / "broken", *keys, f"reward_model={file}:score") == 2
+    assert ppo(tiny_base, world, out, *UNBROKEN, f"reward_model={file}:score") == 2
     assert said in capsys.readouterr().err
-    assert (tmp_path / "broken" / "checkpoint-2" / "manifest.json").is_file()
-    for name in ("broken", "whole"):
-        assert ppo(tiny_base, world, tmp_path / name, *keys, f"reward_model={file}:score") == 0
-    left, right = weights(tmp_path / "broken"), weights(tmp_path / "whole")
+    assert (out / "checkpoint-2" / "manifest.json").is_file()
+    assert ppo(tiny_base, world, out, *UNBROKEN, f"reward_model={file}:score") == 0
+    left, right = weights(out), weights(whole)
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-    assert told(tmp_path / "broken") == told(tmp_path / "whole")
+    assert told(out) == told(whole)
 
 
 def test_the_weight_of_the_kl_follows_what_is_logged(made: dict[str, str], tiny_base: Path, world: Path,
