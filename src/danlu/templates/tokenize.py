@@ -57,6 +57,7 @@ def encode_ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> li
     backend: Any = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
     return [one.ids for one in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
