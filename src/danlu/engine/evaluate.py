@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -34,7 +35,17 @@ class Examples(Sized, Protocol):
 
 
 EvalSets = Examples | Mapping[str, Examples] | None
-Sums = tuple[float, float, dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What an evaluation adds up: losses, what they are divided by, metrics; and what the stage tells of whole sets."""
+
+    total: float = 0.0
+    count: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    told: dict[str, float] = field(default_factory=dict)
+    examples: int = 0
 
 
 def named_sets(sets: EvalSets) -> dict[str, Examples]:
@@ -48,7 +59,7 @@ def evaluate(stage: Stage, sets: dict[str, Examples], accelerator: Accelerator, 
     """Return eval_loss (mean over all terms of all sets), perplexity, metrics and speed; per set as eval_{name}_*."""
     began = time.monotonic()
     report: dict[str, float] = {}
-    total: Sums = (0.0, 0.0, {})
+    total = Sums()
     for name, dataset in sets.items():
         if len(dataset) == 0:
             raise DataError("the evaluation set is empty", where=name or "eval_dataset", fix="check val_size")
@@ -90,7 +101,7 @@ def _sums(stage: Stage, dataset: Examples, accelerator: Accelerator, batch_size:
     names = sorted(metrics)
     sums = [weight * one for one in (total, count, *(metrics[name] for name in names))]
     total, count, *values = sum_over_ranks(accelerator, sums)
-    return total, count, dict(zip(names, values, strict=True))
+    return Sums(total, count, dict(zip(names, values, strict=True)), stage.told(), len(dataset))
 
 
 class Share(Sequence[Example]):
@@ -120,15 +131,17 @@ def _parts(minibatches: Iterable[Sequence[Example]], size: int) -> Iterator[Sequ
 
 
 def _add(left: Sums, right: Sums) -> Sums:
-    metrics = {name: left[2].get(name, 0.0) + value for name, value in right[2].items()}
-    return left[0] + right[0], left[1] + right[1], metrics
+    metrics = {name: left.metrics.get(name, 0.0) + value for name, value in right.metrics.items()}
+    examples = left.examples + right.examples
+    told = {name: (left.told.get(name, 0.0) * left.examples + value * right.examples) / examples
+            for name, value in right.told.items()}
+    return Sums(left.total + right.total, left.count + right.count, metrics, told, examples)
 
 
 def _metrics(sums: Sums, prefix: str, stage: Stage) -> dict[str, float]:
-    total, count, metrics = sums
-    loss = total / count if count else math.nan
+    loss = sums.total / sums.count if sums.count else math.nan
     report: dict[str, Any] = {f"{prefix}loss": loss}
     if stage.loss_is_nll:
         report[f"{prefix}perplexity"] = math.exp(loss) if loss < 700 else math.inf
-    means = stage.report({name: value / count for name, value in metrics.items()})
+    means = stage.report({name: value / (sums.count or 1.0) for name, value in sums.metrics.items()}) | sums.told
     return report | {f"{prefix}{name}": value for name, value in means.items()}

@@ -207,7 +207,8 @@ class Engine:
         metrics = self._metrics(session)
         self._run.write_results("train", metrics)
         self._run.write_json("trainer_state.json", state.to_json())
-        if self._config.plot_loss and is_main_process():
+        is_online = session.stage.models.rollouts is not None  # whose course a loss does not show
+        if (self._config.plot_loss or is_online) and is_main_process():
             plot_losses(state.log_history, self._run.path)
         return TrainResult(state.global_step, metrics, best, session.resumed_from, stopped_early, state.log_history)
 

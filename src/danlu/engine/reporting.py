@@ -109,7 +109,8 @@ class Reporter:
         return self._state.num_input_tokens_seen / self._state.elapsed if self._state.elapsed else 0.0
 
     def _line(self, row: LogRow) -> str:
-        shown = ("loss", "eval_loss", "eval_perplexity", "lr", "grad_norm")
+        shown = ("loss", "eval_loss", "eval_perplexity", "reward", "eval_reward", "kl", "length", "accuracy",
+                 "eval_accuracy", "rewards/accuracies", "eval_rewards/accuracies", "lr", "grad_norm")
         numbers = "  ".join(f"{name} {row[name]:.4g}" for name in shown if row.get(name) is not None)
         return (f"step {row['current_steps']}/{row['total_steps']}  {numbers}  epoch {row['epoch']:.2f}  "
                 f"{row['tokens_per_second']:,.0f} tok/s  left {row['remaining_time']}")

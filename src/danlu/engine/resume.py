@@ -11,11 +11,13 @@ from danlu.core.console import notice
 from danlu.core.errors import ConfigError
 from danlu.engine.config import EngineConfig
 from danlu.engine.plan import Plan
+from danlu.stages.base import Stage
 
 # Without these the optimiser's state fits nothing.
 _STRUCTURE = ("optim", "trained_parameters")
 # These may change without touching what the next step computes.
-_HARMLESS = ("processes", "per_device_train_batch_size", "total_steps")
+_HARMLESS = ("processes", "per_device_train_batch_size", "total_steps", "reward_timeout", "reward_retries",
+             "reward_batch_size", "rollout_log_samples", "reference_cache")
 
 
 class Saver(Protocol):
@@ -28,15 +30,19 @@ class Saver(Protocol):
         """Load the weights of `save` into an already built policy, bit for bit."""
 
 
-def fingerprint(config: EngineConfig, plan: Plan, data: str, policy: nn.Module, processes: int) -> dict[str, Any]:
+def fingerprint(config: EngineConfig, plan: Plan, data: str, policy: nn.Module, processes: int,
+                stage: Stage) -> dict[str, Any]:
     """Return what decides the numbers of a run, under the names of its keys."""
+    rollouts = stage.models.rollouts
+    own: dict[str, Any] = {"stage": type(stage).__name__.lower()} | stage.config.model_dump(mode="json")
+    own |= {} if rollouts is None else rollouts.settings.model_dump(mode="json")
     named = ("per_device_train_batch_size", "seed", "data_seed", "disable_shuffling", "group_by_length",
              "dataloader_drop_last", "optim", "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2",
              "adam_epsilon", "max_grad_norm", "loraplus_lr_ratio", "loraplus_lr_embedding", "neftune_noise_alpha",
              "label_smoothing_factor", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio",
              "bf16", "fp16")
     values = {name: getattr(config, name) for name in named}
-    return values | {
+    return values | own | {
         "data": data, "examples": plan.num_examples, "examples_per_step": plan.global_batch,
         "total_steps": plan.total_steps, "processes": processes, "trained_parameters": _shapes(policy)}
 
@@ -47,7 +53,7 @@ def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
     A change that breaks exactness is refused when the run resumes by itself, and announced when the user named
     resume_from_checkpoint.
     """
-    changed = {name: (saved.get(name), value) for name, value in now.items() if saved.get(name) != value}
+    changed = {name: (saved[name], value) for name, value in now.items() if name in saved and saved[name] != value}
     broken = [name for name in _STRUCTURE if name in changed]
     if broken:
         raise ConfigError(f"cannot be resumed: changed since: {_list(changed, broken)}", where=str(folder),

@@ -26,6 +26,7 @@ from danlu.engine.state import TrainerState, random_state, restore_random_state
 from danlu.engine.step import Stepper, StepResult
 from danlu.engine.surroundings import place_frozen, surroundings
 from danlu.engine.writer import Saved, Writer
+from danlu.models.compiling import compile_layers
 from danlu.stages.base import Stage
 
 
@@ -169,7 +170,7 @@ class Session:
 
     def _fingerprint(self) -> dict[str, Any]:
         return fingerprint(self.config, self.plan, self.dataset.fingerprint, self.policy,
-                           self.accelerator.num_processes)
+                           self.accelerator.num_processes, self.stage)
 
 
 def open_session(config: EngineConfig, run: RunDir, saver: Saver, accelerator: Accelerator, stage: Stage,
@@ -212,7 +213,7 @@ def open_session(config: EngineConfig, run: RunDir, saver: Saver, accelerator: A
 def _place(stage: Stage, accelerator: Accelerator, config: EngineConfig) -> None:
     models = stage.models
     if config.torch_compile:
-        models.policy.compile(backend=config.torch_compile_backend or "inductor", mode=config.torch_compile_mode)
+        compile_layers(models.policy, backend=config.torch_compile_backend, mode=config.torch_compile_mode)
     models.policy.train()
     models.policy = distributed.wrap(accelerator, models.policy)
     place_frozen(stage, accelerator)

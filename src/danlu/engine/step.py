@@ -66,30 +66,32 @@ class Stepper:
         result = StepResult()
         self.stage.surroundings.counts, self.stage.surroundings.step = counts, step
         for minibatch in without_gradients(self.stage.prepare(examples)):
-            self._minibatch(minibatch, 1.0 if counts else 0.0, step, result)
-            result.updates += 1
+            result.updates += self._minibatch(minibatch, 1.0 if counts else 0.0, step, result)
         scale = 1 / max(result.updates, 1)
         result.loss *= scale
-        result.metrics = {name: value * scale for name, value in result.metrics.items()}
+        result.metrics = {name: value * scale for name, value in result.metrics.items()} | self.stage.told()
         return result
 
-    def _minibatch(self, minibatch: Sequence[Example], weight: float, step: int, result: StepResult) -> None:
+    def _minibatch(self, minibatch: Sequence[Example], weight: float, step: int, result: StepResult) -> bool:
+        """Take one optimiser step; return False, and change nothing, when no process has anything to learn from."""
         parts = self.micro_batches.cut(minibatch)
         micros = [self.stage.collate(part) for part in parts]
         tokens = sum(int(micro.input_ids.numel()) for micro in micros)
         own_count = sum(float(self.stage.count(micro)) for micro in micros)
         count, tokens_seen = sum_over_ranks(self.accelerator, [weight * own_count, weight * tokens])
         if count == 0:
-            notice("a step without a single supervised token leaves the weights to weight decay alone")
-        totals, metrics = self._backward(micros, weight, count or 1.0)
+            notice("a step in which nothing carries loss leaves the weights as they are")
+            return False
+        totals, metrics = self._backward(micros, weight, count)
         norm = self._clip()
-        self._reduce(totals, metrics, weight, count or 1.0, float(norm), result)
+        self._reduce(totals, metrics, weight, count, float(norm), result)
         if not math.isfinite(result.loss) or not (math.isfinite(result.grad_norm) or self._scales()):
             self._stop(parts, totals, weight, step, result)
         self.before_change()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         result.tokens += int(tokens_seen)
+        return True
 
     def _backward(self, micros: Sequence[Any], weight: float, count: float) -> tuple[list[Tensor], dict[str, Tensor]]:
         # DDP averages gradients over processes; the factor turns its mean back into a sum.

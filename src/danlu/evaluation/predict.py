@@ -22,6 +22,7 @@ from danlu.evaluation.questions import CHUNK, answer, questions_of
 from danlu.evaluation.text_metrics import TextMetrics
 from danlu.generation.config import GenerationConfig
 from danlu.generation.transformers_backend import TransformersGenerator
+from danlu.models.actor_critic import ActorCritic
 from danlu.models.proof import evaluating
 from danlu.models.reward_lm import RewardLM
 from danlu.templates import resolve
@@ -90,7 +91,8 @@ def _predict_answers(
     template = context.template or resolve(
         config.data.template, tokenizer, tool_format=config.data.tool_format)
     began = time.monotonic()
-    with packed.generation_mode() as model:
+    policy = packed.lm if isinstance(packed, ActorCritic) else packed
+    with policy.generation_mode() as model:
         generator = TransformersGenerator(model, tokenizer, template.stop_token_ids(tokenizer), batch_size=batch)
         questions = questions_of(
             evaluation_dialogues(config, record), template, tokenizer, default_system=config.data.default_system,  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from danlu.core.errors import ConfigError
 from danlu.core.records import Prompt
@@ -32,8 +33,7 @@ def run_reward(job: EvalJob) -> dict[str, float]:
 
     Every prompt gets one answer, drawn as the generation keys say from a random stream of its own.
     """
-    keys = RewardKeys.model_validate({
-        name: value for name, value in job.stage_values.items() if name in RewardKeys.model_fields})
+    keys = _keys(job)
     loaded = job.loaded
     device = next(iter(loaded.model.parameters())).device
     records = [one for one in job.records(Prompt) if isinstance(one, Prompt)]
@@ -56,6 +56,18 @@ def run_reward(job: EvalJob) -> dict[str, float]:
     if job.folder is not None:
         _write(job.folder / PREDICTIONS, prompts, rollouts, table, loaded.tokenizer)
     return results | describe_answers([answers[0] for answers in found])
+
+
+def _keys(job: EvalJob) -> RewardKeys:
+    """Return the keys of the rewards. Raises ConfigError for values that contradict each other, or none at all."""
+    try:
+        return RewardKeys.model_validate({
+            name: value for name, value in job.stage_values.items() if name in RewardKeys.model_fields})
+    except ValidationError as error:
+        texts = [problem["msg"].removeprefix("Value error, ") for problem in error.errors()]
+        raise ConfigError("; ".join(texts), where="reward_model",
+                          fix="name what scores the answers, and with reward_model_type what kind of source it is",
+                          ) from None
 
 
 def _means(rollouts: Sequence[Rollout], table: RewardTable) -> dict[str, float]:

@@ -73,7 +73,8 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in (
         "train_loss", "eval_loss", "perplexity", "eval_perplexity", "eval_accuracy", "eval_rewards/accuracies",
         "eval_reward")),
     Kind("export", folder_key="export_dir"),
-    Kind("eval", folder_key="save_dir", results=("eval_results.json",), shown=("accuracy", "perplexity", "reward")),
+    Kind("eval", folder_key="save_dir", results=("eval_results.json",),
+         shown=("accuracy", "perplexity", "reward", "kl")),
     Kind("compare", folder_key="", own=("evaluations", "show")),
     Kind("command", folder_key="", own=("command", "inputs"), results=("eval_results.json",), shown=("",)),
 )}

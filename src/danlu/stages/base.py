@@ -146,6 +146,10 @@ class Stage(ABC):
         """Return the metrics as they are told, from their sums over the step divided by its count."""
         return dict(means)
 
+    def told(self) -> dict[str, float]:
+        """Return what else is known of the step, the same in every process: no sum over its examples."""
+        return {}
+
     def state(self) -> dict[str, float]:
         """Return the numbers that must survive a checkpoint, running means for instance."""
         return {}

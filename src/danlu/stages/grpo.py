@@ -127,10 +127,11 @@ class GRPO(Stage):
         if keys.grpo_beta and keys.grpo_kl_in == "loss":
             means["kl_loss"] = KL_ESTIMATORS[keys.grpo_kl](logps_R, ref_logps_R)
             loss_R = loss_R + keys.grpo_beta * means["kl_loss"]
-        count = self.count(micro).to(logps_R)
-        metrics = {name: (weights_R * values).sum() for name, values in means.items()}
         return LossOutput((weights_R * loss_R).sum(),
-                          metrics | {name: value * count for name, value in self._told.items()})
+                          {name: (weights_R * values).sum() for name, values in means.items()})
+
+    def told(self) -> dict[str, float]:
+        return self._told
 
     def state(self) -> dict[str, float]:
         return {**self._sampled.state(), **self._observer.state()}

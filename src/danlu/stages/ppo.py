@@ -167,9 +167,11 @@ class PPO(Stage):
             loss_R = loss_R - keys.ppo_entropy_coef * entropy_R[0]
         means = {"policy_loss": policy_R, "value_loss": value_R, "approx_kl": k3(old_logps_R, logps_R),
                  "clip_fraction": clip_fraction(logps_R, old_logps_R, clip=keys.ppo_clip)}
-        metrics = {name: (weights_R * values).sum() for name, values in means.items()}
         return LossOutput((weights_R * loss_R).sum(),
-                          metrics | {name: value * weights_R.sum() for name, value in self._told.items()})
+                          {name: (weights_R * values).sum() for name, values in means.items()})
+
+    def told(self) -> dict[str, float]:
+        return self._told
 
     def state(self) -> dict[str, float]:
         moments = {f"scores_{name}": value for name, value in asdict(self._scores).items()}
