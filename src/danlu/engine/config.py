@@ -71,7 +71,7 @@ class EngineConfig(StrictConfig):
     fp16: bool = Field(False, description="Compute in float16 with loss scaling; needs a GPU.")
     tf32: bool | None = Field(None, description="Allow TF32 matrix products on GPUs; unset: torch's default.")
     use_cpu: bool = Field(False, description="Stay on the CPU although there is a GPU.")
-    torch_compile: bool = Field(False, description="Compile the model with torch.compile.")
+    torch_compile: bool = Field(False, description="Compile the model's layers with torch.compile.")
     torch_compile_backend: str | None = Field(
         None, description="Backend of torch.compile; unset: inductor.",
         json_schema_extra=only_with(torch_compile=True))

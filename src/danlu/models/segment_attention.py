@@ -39,6 +39,8 @@ class Rule:
         return self.softcap is None and self.sinks is None
 
 
+# Its calls follow the lengths of a batch: compiled, each batch would be compiled anew.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend_segments(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, segments: Segments, rule: Rule) -> Tensor:
     """Return (1, T, H, D): the fastest exact way on this device."""
     if query_1HTD.device.type == "cuda" and rule.is_plain and _varlen_serves(query_1HTD, value_1KTD, rule):
