@@ -1,5 +1,6 @@
 """The composition root: the only place that wires configuration, data, models, stage and engine together."""
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from danlu.generation.base import BACKENDS, Source
 from danlu.generation.config import GenerationConfig
 from danlu.models.actor_critic import ActorCritic
 from danlu.models.architecture import context_length, learned_positions
+from danlu.models.bf16_choice import choose_bf16, has_fast_bf16, loss_gap
 from danlu.models.card import CardFacts
 from danlu.models.check import check_positions, check_token_ids
 from danlu.models.checkpointing import set_checkpointing
@@ -89,7 +91,7 @@ def train(config: RunConfig) -> dict[str, float]:
                         at_start=prepared.train.ledger.write if prepared.train is not None else None)
     saver = ModelSaver(prepared.tokenizer, prepared.context.template, str(config.model.model_name_or_path),
                        facts=card_facts(config, {}))
-    precision = run_precision(config)
+    precision = run_precision(config, prepared)
     settings = config.engine.model_copy(update={
         "bf16": precision.autocast and not precision.scaler, "fp16": precision.scaler})
     engine = Engine(settings, run, saver, record=config.given())
@@ -299,14 +301,43 @@ def save_result(
     say(f"saved to {run.path}")
 
 
-def run_precision(config: RunConfig) -> Precision:
-    """Return the number formats of the run, and say what the device cannot do."""
+def run_precision(config: RunConfig, prepared: Prepared | None = None) -> Precision:
+    """Return the number formats of the run, and say what the device cannot do.
+
+    `bf16: auto` is tried on the first batch of `prepared`; where nothing is prepared it counts as off.
+    """
     on_gpu = torch.cuda.is_available() and not config.engine.use_cpu
-    precision = resolve_precision(bf16=config.engine.bf16, fp16=config.engine.fp16,
-                                  pure_bf16=config.adapter.pure_bf16, device=torch.device("cuda" if on_gpu else "cpu"))
+    device, bf16 = torch.device("cuda" if on_gpu else "cpu"), config.engine.bf16
+    if bf16 == "auto":
+        bf16 = prepared is not None and not config.adapter.pure_bf16 and chooses_bf16(config, prepared, device)
+    precision = resolve_precision(bf16=bf16, fp16=config.engine.fp16, pure_bf16=config.adapter.pure_bf16, device=device)
     if precision.notice:
         notice(precision.notice)
     return precision
+
+
+def chooses_bf16(config: RunConfig, prepared: Prepared, device: torch.device, *,
+                 is_fast: bool | None = None) -> bool:
+    """Return what `bf16: auto` comes to, and say it.
+
+    is_fast  whether the device multiplies bfloat16 itself; None asks it
+    """
+    dataset = next(iter(prepared.sets()), None)
+
+    def gap() -> float:
+        assert isinstance(dataset, TokenDataset)
+        model = load_model(
+            config.model, config.quantization, config.adapter, tokenizer=prepared.tokenizer, trainable=False,
+            compute_dtype=torch.float32, max_length=config.data.cutoff_len)
+        check_fits(model, prepared)
+        return loss_gap(PackedLM(model), dataset[:config.engine.per_device_train_batch_size])
+
+    can_try = isinstance(dataset, TokenDataset) and len(dataset) > 0 and device.type == "cpu"
+    choice = choose_bf16(
+        device, gap if can_try else None, is_fast=has_fast_bf16(device) if is_fast is None else is_fast,
+        is_alone=int(os.environ.get("WORLD_SIZE", "1")) == 1)
+    say(choice.why)
+    return choice.is_on
 
 
 def card_facts(config: RunConfig, metrics: Mapping[str, float]) -> CardFacts:

@@ -77,7 +77,8 @@ def _property(generated: dict[str, Any], field: FieldInfo, owner: str) -> dict[s
     choices = [value for option in options for value in option.get("enum", [])]
     choices += [option["const"] for option in options if "const" in option]
     if choices:
-        part["enum"] = choices + ([None] if "null" in kinds else [])
+        switch = [True, False] if "boolean" in kinds else []
+        part["enum"] = switch + choices + ([None] if "null" in kinds else [])
     part |= {name: option[name] for option in options for name in _BOUNDS if name in option}
     default = generated.get("default")
     part["default"] = list(default) if isinstance(default, (tuple, list)) else default

@@ -63,5 +63,5 @@ def _flag(key: str, argv: Sequence[str], at: int) -> tuple[Entry, int]:
 def _takes(spec: schema.Spec | None, word: str, taken: int) -> bool:
     """Return whether `word` is the next value of the key; a switch takes one yes or no, a list takes many words."""
     if spec is not None and schema.is_switch(spec):
-        return taken == 0 and word.lower() in (*YES, *NO)
+        return taken == 0 and word.lower() in (*YES, *NO, *spec.get("enum", ()))
     return taken == 0 or (spec is not None and schema.is_list(spec) and "=" not in word)

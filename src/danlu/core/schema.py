@@ -59,8 +59,8 @@ def is_list(spec: Spec) -> bool:
 
 
 def is_switch(spec: Spec) -> bool:
-    """Return whether the key holds true or false, so that `--key` alone means true."""
-    return "boolean" in types(spec) and "string" not in types(spec)
+    """Return whether the key holds true or false, perhaps one word more, so that `--key` alone means true."""
+    return "boolean" in types(spec) and ("string" not in types(spec) or "enum" in spec)
 
 
 def convert(spec: Spec, value: Any, raw: str | None = None) -> Any:
@@ -90,7 +90,7 @@ def convert(spec: Spec, value: Any, raw: str | None = None) -> Any:
 def expectation(spec: Spec) -> str:
     """Return in words what a key accepts: `a whole number, at least 1`."""
     if "enum" in spec:
-        return "one of " + ", ".join("null" if one is None else str(one) for one in spec["enum"])
+        return "one of " + ", ".join(one if isinstance(one, str) else json.dumps(one) for one in spec["enum"])
     names = {"boolean": "true or false", "integer": "a whole number", "number": "a number", "string": "text",
              "object": "a map", "array": "a comma list"}
     kinds = types(spec)

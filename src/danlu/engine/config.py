@@ -67,7 +67,8 @@ class EngineConfig(StrictConfig):
     warmup_steps: float = Field(0.0, ge=0, description="Steps of rising learning rate; below 1: a share of all steps.")
     warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of all steps with rising rate; warmup_steps wins.")
     # precision and device
-    bf16: bool = Field(False, description="Compute in bfloat16, keep trained weights in float32.")
+    bf16: bool | Literal["auto"] = Field(
+        False, description="Compute in bfloat16, keep trained weights in float32; auto: where it is fast and serves.")
     fp16: bool = Field(False, description="Compute in float16 with loss scaling; needs a GPU.")
     tf32: bool | None = Field(None, description="Allow TF32 matrix products on GPUs; unset: torch's default.")
     use_cpu: bool = Field(False, description="Stay on the CPU although there is a GPU.")
@@ -148,7 +149,7 @@ class EngineConfig(StrictConfig):
                 hint = did_you_mean(name, (*TRACKERS, "all", "none"))
                 raise ValueError(f'report_to: unknown tracker "{name}"; {hint}')
         if self.fp16 and self.bf16:
-            raise ValueError("bf16: true and fp16: true exclude each other: keep one")
+            raise ValueError(f"bf16: {str(self.bf16).lower()} and fp16: true exclude each other: keep one")
         if self.group_by_length and self.disable_shuffling:
             raise ValueError("group_by_length and disable_shuffling exclude each other")
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
