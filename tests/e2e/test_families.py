@@ -22,8 +22,8 @@ LESSON = {
     "sft": (CHATML_PROMPT, "wet<|im_end|>")}
 CHOICE = (CHATML_PROMPT, "wet<|im_end|>", "蓝色<|im_end|>")
 PACE: dict[str, dict[str, Any]] = {
-    "rm": {"learning_rate": 3e-3, "max_steps": 20}, "ppo": {"learning_rate": 4e-3, "max_steps": 20},
-    "grpo": {"learning_rate": 4e-3, "max_steps": 20}, "kto": {"per_device_train_batch_size": 16, "pref_beta": 0.5}}
+    "rm": {"learning_rate": 3e-3, "max_steps": 20}, "ppo": {"max_steps": 25, "ppo_kl_coef": 0.01},
+    "grpo": {"max_steps": 25, "grpo_beta": 0.01}, "kto": {"per_device_train_batch_size": 16, "pref_beta": 0.5}}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
