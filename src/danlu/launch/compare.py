@@ -18,7 +18,7 @@ _CONTROL = re.compile(r"<\|[^|<>]*\|>|</?s>")
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One model's answer. `verdict` is right or wrong where there is a reference, with the reward if one is told."""
+    """One model's answer. `verdict` is its reward where one is told, else right or wrong where there is a reference."""
 
     text: str
     verdict: str
@@ -102,11 +102,11 @@ def _spread(rows: int, show: int) -> list[int]:
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
-    label = row["label"].strip()
-    parts = [] if not label else ["right" if row["predict"].strip() == label else "wrong"]
+    """Return the reward of an answer where one is told, else whether it is the reference word for word."""
     if isinstance(row.get("reward"), int | float):
-        parts.append(f"[{row['reward']:.3g}]")
-    return " ".join(parts)
+        return f"[{row['reward']:.3g}]"
+    label = row["label"].strip()
+    return "" if not label else "right" if row["predict"].strip() == label else "wrong"
 
 
 def _one_line(text: str) -> str:
