@@ -39,7 +39,7 @@ def test_the_quickstart_teaches_a_base_to_answer(tmp_path: Path) -> None:
     assert steps["rm"]["results"]["eval_accuracy"] >= 0.95, steps["rm"]
     golden = {name: steps[f"golden_{name}"]["results"] for name in ("sft", "ppo", "dpo")}
     for name in ("ppo", "dpo"):
-        assert golden[name]["reward"] > golden["sft"]["reward"] + 0.15, golden
+        assert golden[name]["reward"] > golden["sft"]["reward"] + 0.1, golden
         assert golden[name]["kl"] > 0.1 and abs(golden["sft"]["kl"]) < 1e-3, golden
     assert said.count("  sft ") >= 8 and said.count("  dpo ") >= 8 and "accuracy zh" in said
     assert sum(float(str(step["cpu_seconds"])) for step in steps.values()) < MOST_CPU_SECONDS
