@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from danlu.core.key_types import only_with
 from danlu.core.records import Prompt
 from danlu.core.stream import Example
 from danlu.data.encode_prompts import encode_prompts
@@ -42,9 +43,12 @@ class GRPOConfig(RolloutKeys):
     grpo_clip_high: float | None = Field(
         None, gt=0, description="How far it may rise above 1; unset: as far as below (DAPO's clip-higher: 0.28).")
     grpo_beta: float = Field(0.04, ge=0, description="Weight of the KL to the reference; 0 needs no reference.")
-    grpo_kl: Literal["k1", "k2", "k3"] = Field("k3", description="Estimator of the KL, after Schulman's note.")
+    grpo_kl: Literal["k1", "k2", "k3"] = Field(
+        "k3", description="Estimator of the KL in the loss, after Schulman's note.",
+        json_schema_extra=only_with(grpo_kl_in="loss"))
     grpo_kl_in: Literal["loss", "reward"] = Field(
-        "loss", description="Whether the KL is a term of the loss (GRPO) or taken off the reward (RLOO).")
+        "loss", description="Whether the KL is a term of the loss (GRPO) or taken off the reward (RLOO).",
+        json_schema_extra=only_with(grpo_beta=True))
     mask_truncated: bool = Field(
         False, description="Leave answers that the limit of length ends out of the loss (DAPO's overlong filtering).")
 
