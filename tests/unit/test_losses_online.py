@@ -13,9 +13,9 @@ from torch import Tensor
 from danlu.losses.group import centred_advantages, grpo_advantages, is_idle, rloo_advantages
 from danlu.losses.kl import adapted_coefficient, k3
 from danlu.losses.ppo import clip_fraction, ppo_policy_loss, ppo_value_loss
-from danlu.losses.whiten import EPS, Moments, whiten
 from danlu.models.head import score_with_entropy
 from danlu.stages.ppo import explained_variance
+from danlu.stages.whiten import EPS, Moments, whiten
 
 RNG = np.random.default_rng(9)
 TABLES = [torch.tensor(RNG.normal(3.0, 2.0, shape), dtype=torch.float32) for shape in ((3, 5), (2, 7))]

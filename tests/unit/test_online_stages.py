@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from danlu.losses.whiten import EPS
 from danlu.models.actor_critic import ADAPTER, ActorCritic
 from danlu.models.config import AdapterConfig
 from danlu.models.stream_tensors import StreamTensors
 from danlu.stages.grpo import GRPO
 from danlu.stages.ppo import PPO, Experience
 from danlu.stages.rollouts import Rollout
+from danlu.stages.whiten import EPS
 from tests.online_world import (
     FULL,
     LORA,

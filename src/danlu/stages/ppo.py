@@ -19,7 +19,6 @@ from danlu.data.encode_prompts import encode_prompts
 from danlu.losses.gae import gae
 from danlu.losses.kl import adapted_coefficient, k3
 from danlu.losses.ppo import clip_fraction, ppo_policy_loss, ppo_value_loss
-from danlu.losses.whiten import EPS, Moments, Total, whiten
 from danlu.models.actor_critic import ActorCritic, Part
 from danlu.models.packed_lm import PackedLM
 from danlu.models.proof import evaluating
@@ -38,6 +37,7 @@ from danlu.stages.rollouts import (
     weightless,
     with_tracks,
 )
+from danlu.stages.whiten import EPS, Moments, Total, whiten
 
 
 class PPOConfig(RolloutKeys):
