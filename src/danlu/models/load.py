@@ -26,7 +26,7 @@ from danlu.models.architecture import attention_implementation, load_config, sca
 from danlu.models.config import AdapterConfig, ModelConfig, QuantizationConfig
 from danlu.models.convert import conversion_of, converted_weights
 from danlu.models.freeze import train_all, train_some_layers
-from danlu.models.quantization import is_packed, quantization_settings
+from danlu.models.quantization import is_packed, keep_packing, quantization_settings
 from danlu.models.quiet import quiet_loading
 from danlu.models.source import check_model_source, unreachable
 from danlu.models.tokenizer import adapter_paths
@@ -86,6 +86,7 @@ def read_weights(
         raise unreachable(name, error) from error
     except (ValueError, RuntimeError, KeyError) as error:
         raise _unloadable(name, error) from error
+    keep_packing(model)
     missing = sorted(info["missing_keys"])
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")

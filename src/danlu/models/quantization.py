@@ -47,6 +47,17 @@ def stored_quantization(model_config: Any) -> str | None:
     return str(getattr(method, "value", method))
 
 
+def keep_packing(model: nn.Module) -> None:
+    """Keep 4-bit weights as they were stored, also where bitsandbytes would repack them for the processor.
+
+    On AVX512-BF16 processors its first evaluation forward rounds the scales to bfloat16, for good: an evaluation in the
+    middle of a run would change what is trained. It also fails on matrices narrower than a block of 64.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
+
+
 def is_quantized(model: nn.Module) -> bool:
     """Return True when some weights of the model are packed integers."""
     return any(is_packed(parameter) or parameter.dtype == torch.int8 for parameter in model.parameters())

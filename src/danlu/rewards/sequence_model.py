@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from danlu.core.errors import UserError
 from danlu.models.architecture import load_config
 from danlu.models.config import ModelConfig
-from danlu.models.quantization import quantization_settings
+from danlu.models.quantization import keep_packing, quantization_settings
 from danlu.models.quiet import quiet_loading
 from danlu.models.source import check_model_source, unreachable
 from danlu.rewards.base import RewardContext, keys_renamed
@@ -58,5 +58,6 @@ def load_classifier(source: str, context: RewardContext, bits: int | None) -> Pr
     if missing:
         raise UserError(f"{source} is no trained {type(model).__name__}: it lacks {', '.join(missing[:5])}",
                         where="reward_model", fix="name a model that was trained as a sequence classifier")
+    keep_packing(model)
     frozen: PreTrainedModel = model.requires_grad_(False).eval()
     return frozen
