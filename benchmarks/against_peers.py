@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.measure import (
     ANSWER_TOKENS,
     BENCH,
+    GROUP,
     ROOT,
     Measured,
     Task,
@@ -36,12 +37,15 @@ COMPARED_STEPS = 3
 PLAIN = {"bf16": False, "gradient_checkpointing": False}
 
 
+OURS: dict[str, dict[str, Any]] = {"danlu": {}, "danlu bf16": {"bf16": True}}
+"""danlu's own variants; the second where the processor multiplies bf16 itself."""
 PREFACE = (
     "# danlu against its peers", "",
     "`make bench-peers`: the same model, rows, order, optimiser and threads, in turns; medians over the rounds.",
-    "tok/s counts real tokens (of both full sequences of a pair). `times as fast` is danlu's speed over the peer's",
-    "in the same round. `loss` is the largest relative difference to danlu's loss in the first",
-    f"{COMPARED_STEPS} steps; it is empty where the steps hold other rows or run in bf16.")
+    "tok/s counts real tokens (of both full sequences of a pair; of sampled answers). `danlu is` and `in bf16` are the",
+    "speeds of danlu in fp32 and in bf16 over the peer's in the same round. `loss` is the largest relative difference",
+    f"to danlu's fp32 loss in the first {COMPARED_STEPS} steps; it is empty where the steps hold other rows or run in",
+    "bf16, and for danlu in bf16 it tells what bf16 changes.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,10 @@ def factory(name: str = "fp32", compares: bool = True, **settings: Any) -> Peer:
 
 DEFAULTS = trl("defaults (bf16, checkpointing)", compares=False)
 FP32 = trl("fp32", **PLAIN)
+BF16 = trl("bf16", compares=False, bf16=True, gradient_checkpointing=False)
 GROUPED = trl("fp32, grouped by length", compares=False, **PLAIN, train_sampling_strategy="group_by_length")
+GROUPED_BF16 = trl("bf16, grouped by length", compares=False, bf16=True, gradient_checkpointing=False,
+                   train_sampling_strategy="group_by_length")
 # A pack at a time and three of them a step: as many tokens a step as the others see, at TRL's best, since its
 # attention is quadratic in all tokens of a micro-batch where no flash-attention kernel is at hand.
 PACKS = {"packing": True, "max_length": 1024, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
@@ -81,6 +88,10 @@ PACKED = trl("packing, fp32", compares=False, **PLAIN, **PACKS)
 PACKED_BF16 = trl("packing, bf16", compares=False, bf16=True, gradient_checkpointing=False, **PACKS)
 PPO = Peer("TRL 0.24 fp32", "trl024", "trl_ppo_run.py", {"response_length": ANSWER_TOKENS, "num_ppo_epochs": 4},
            compares=False)
+GRPO = Peer("TRL fp32", "trl", "trl_grpo_run.py", {"num_generations": GROUP, **PLAIN}, compares=False)
+GRPO_BF16 = Peer("TRL bf16", "trl", "trl_grpo_run.py",
+                 {"num_generations": GROUP, "bf16": True, "gradient_checkpointing": False}, compares=False,
+                 needs_bf16=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,42 +106,52 @@ class Case:
     batch: int = 8
     accumulation: int = 2
     loss_tolerance: float = LOSS_TOLERANCE
+    kind: str = ""
 
 
 CASES = {
-    "sft-uniform": Case("sft", "full", "8k", "uniform", (DEFAULTS, FP32, factory()), accumulation=1),
-    "sft": Case("sft", "full", "8k", "log-normal", (DEFAULTS, FP32, GROUPED, PACKED, PACKED_BF16, factory())),
-    "sft-lora": Case("sft", "lora", "8k", "log-normal", (DEFAULTS, FP32, PACKED, factory())),
-    "dpo": Case("dpo", "full", "8k", "log-normal", (DEFAULTS, FP32, factory(pref_loss="sigmoid"))),
-    "dpo-lora": Case("dpo", "lora", "8k", "log-normal", (DEFAULTS, FP32, factory(pref_loss="sigmoid"))),
-    "rm": Case("rm", "full", "8k", "log-normal", (DEFAULTS, FP32, factory())),
+    "sft-uniform": Case("sft", "full", "8k", "uniform", (DEFAULTS, FP32, BF16, PACKED, PACKED_BF16, factory()),
+                        batch=4, accumulation=1),
+    "sft": Case("sft", "full", "8k", "log-normal",
+                (DEFAULTS, FP32, GROUPED, GROUPED_BF16, PACKED, PACKED_BF16, factory())),
+    "sft-lora": Case("sft", "lora", "8k", "log-normal", (DEFAULTS, FP32, GROUPED_BF16, PACKED, PACKED_BF16, factory())),
+    "sft-qlora": Case("sft", "qlora", "8k", "log-normal", (DEFAULTS, FP32, factory(quantization_bit=4))),
+    "dpo": Case("dpo", "full", "8k", "log-normal", (DEFAULTS, FP32, BF16, factory(pref_loss="sigmoid"))),
+    "dpo-lora": Case("dpo", "lora", "8k", "log-normal", (DEFAULTS, FP32, BF16, factory(pref_loss="sigmoid"))),
+    "rm": Case("rm", "full", "8k", "log-normal", (DEFAULTS, FP32, BF16, factory())),
     "rm-lora": Case("rm", "lora", "8k", "log-normal", (DEFAULTS, FP32, factory())),
-    "kto": Case("kto", "full", "8k", "log-normal", (DEFAULTS, FP32, factory()), batch=16, accumulation=1,
+    "rm-ranked": Case("rm", "full", "8k", "log-normal", (FP32, factory()), batch=4, accumulation=1, kind="ranked"),
+    "kto": Case("kto", "full", "8k", "log-normal", (DEFAULTS, FP32, BF16, factory()), batch=16, accumulation=1,
                 loss_tolerance=5e-3),
     "kto-lora": Case("kto", "lora", "8k", "log-normal", (DEFAULTS, FP32, factory()), batch=16, accumulation=1,
                      loss_tolerance=5e-3),
     "ppo": Case("ppo", "full", "8k", "log-normal", (PPO,)),
+    "grpo": Case("grpo", "full", "8k", "log-normal", (GRPO, GRPO_BF16), batch=4, accumulation=1),
     "sft-152k": Case("sft", "full", "152k", "log-normal", (DEFAULTS, FP32, PACKED, factory()), batch=4,
                      accumulation=4),
     "dpo-uniform": Case("dpo", "full", "8k", "uniform", (FP32,), batch=4, accumulation=1),
     "dpo-152k": Case("dpo", "full", "152k", "log-normal", (FP32,), batch=4, accumulation=2),
 }
 """The unfavourable case first. KTO: one micro-batch a step, as peers take the KL baseline over a micro-batch; their
-mismatched answers are others, which its tolerance covers. PPO: 4 epochs over a step's answers; tok/s counts answers."""
+mismatched answers are others, which its tolerance covers. PPO: 4 epochs over a step's answers; tok/s counts answers.
+GRPO: `batch` prompts a step, a group of answers each. rm-ranked: four ranked answers a prompt, for peers all six pairs
+of them; tok/s counts the tokens of the six pairs for all."""
 
 
 def measure_case(name: str, case: Case, steps: int, warm: int, rounds: int, timing: Timing) -> dict[str, Any]:
     """Run a case in turns; return its record."""
-    task = Task(case.stage, case.method, steps, warm, case.batch, case.accumulation)
+    task = Task(case.stage, case.method, steps, warm, case.batch, case.accumulation, kind=case.kind)
     work = make_workload(BENCH / "work", case.shape, case.lengths, task.rows)
     hardware = machine()
     peers = [peer for peer in case.peers if peer.python.is_file()
              and (hardware["bf16 in hardware"] or not peer.needs_bf16)]
-    runs: dict[str, list[Measured]] = {"danlu": []} | {peer.name: [] for peer in peers}
+    ours = {own: keys for own, keys in OURS.items() if hardware["bf16 in hardware"] or not keys}
+    runs: dict[str, list[Measured]] = {own: [] for own in (*ours, *(peer.name for peer in peers))}
     failed: dict[str, str] = {}
     for turn in range(rounds):
-        runs["danlu"].append(run_danlu(task, work, timing))
-        tell(name, turn, "danlu", runs["danlu"][-1])
+        for own, keys in ours.items():
+            runs[own].append(run_danlu(task, work, timing, keys))
+            tell(name, turn, own, runs[own][-1])
         for peer in [one for one in peers if one.name not in failed]:
             try:
                 runs[peer.name].append(run_peer(peer.python, peer.script, task, work, timing, peer.settings))
@@ -143,8 +164,8 @@ def measure_case(name: str, case: Case, steps: int, warm: int, rounds: int, timi
         "date": date.today().isoformat(), "machine": hardware, **asdict(timing), "task": asdict(task),
         "shape": case.shape, "lengths": case.lengths, "rounds": rounds, "failed": failed,
         "runs": {key: [asdict(one) for one in found] for key, found in runs.items()},
-        "summary": [summary("danlu", runs["danlu"], runs["danlu"], None)] + [
-            summary(peer.name, runs[peer.name], runs["danlu"], peer) for peer in peers if runs[peer.name]]}
+        "summary": [summary(own, runs, own == "danlu") for own in ours] + [
+            summary(peer.name, runs, peer.compares) for peer in peers if runs[peer.name]]}
     check_losses(name, case, record)
     return record
 
@@ -155,18 +176,19 @@ def tell(case: str, turn: int, who: str, run: Measured) -> None:
           f"{run.peak_memory:6.0f} MiB  {run.problem}", flush=True)
 
 
-def summary(name: str, runs: list[Measured], ours: list[Measured], peer: Peer | None) -> dict[str, Any]:
-    """Return the medians of a contestant and how danlu compares."""
-    speed = statistics.median(run.tokens_per_second for run in runs)
-    ratios = [own.tokens_per_second / run.tokens_per_second for own, run in zip(ours, runs, strict=False)]
-    pairs = list(zip(ours[0].losses, runs[0].losses, strict=False))[:COMPARED_STEPS]
+def summary(name: str, runs: dict[str, list[Measured]], compares: bool) -> dict[str, Any]:
+    """Return the medians of a contestant and how danlu's variants compare with it."""
+    mine = runs[name]
+    pairs = list(zip(runs["danlu"][0].losses, mine[0].losses, strict=False))[:COMPARED_STEPS]
     return {
-        "name": name, "tokens_per_second": speed, "ratio": statistics.median(ratios), "ratios": ratios,
-        "first_step": statistics.median(run.first_step for run in runs),
-        "peak_memory": statistics.median(run.peak_memory for run in runs),
-        "loss_difference": max((abs(a - b) / abs(a) for a, b in pairs), default=0.0),
-        "compares": peer is None or peer.compares,
-        "versions": runs[0].versions}
+        "name": name, "tokens_per_second": statistics.median(run.tokens_per_second for run in mine),
+        "ratios": {own: statistics.median(one.tokens_per_second / run.tokens_per_second
+                                          for one, run in zip(runs[own], mine, strict=False))
+                   for own in OURS if own in runs},
+        "first_step": statistics.median(run.first_step for run in mine),
+        "peak_memory": statistics.median(run.peak_memory for run in mine),
+        "loss_difference": max((abs(a - b) / max(abs(a), 1e-9) for a, b in pairs), default=0.0),
+        "compares": compares, "versions": mine[0].versions}
 
 
 def check_losses(name: str, case: Case, record: dict[str, Any]) -> None:
@@ -188,20 +210,31 @@ def write(records: dict[str, Any]) -> None:
 
 
 def overview(records: dict[str, Any]) -> list[str]:
-    """Return one line a case: danlu, the fastest variant of each peer, and TRL's defaults."""
-    lines = ["| case | danlu tok/s | TRL, its best | TRL defaults | LLaMA-Factory | MiB: danlu, peers | timed by |",
-             "|---|---|---|---|---|---|---|"]
+    """Return one line a case: danlu over each peer's fastest variant in fp32, over its fastest of all, and defaults."""
+    lines = ["| case | danlu tok/s: fp32, bf16 | over TRL fp32 | over LLaMA-Factory fp32 | bf16 over TRL's best "
+             "| bf16 over TRL's defaults | MiB: danlu, lowest peer | timed by |", "|---|---|---|---|---|---|---|---|"]
     for name, record in records.items():
-        own, *peers = record["summary"]
-        best = min((p for p in peers if p["name"].startswith("TRL")), key=lambda p: p["ratio"], default=None)
-        defaults = next((p for p in peers if "defaults" in p["name"]), None)
-        other = next((p for p in peers if p["name"].startswith("LLaMA")), None)
-        ratios = ["" if p is None else f"{p['ratio']:.2f}x" for p in (best, defaults, other)]
-        ratios[0] += "" if best is None else f" ({best['name'].removeprefix('TRL ')})"
-        memory = f"{own['peak_memory']:,.0f}, " + " / ".join(f"{p['peak_memory']:,.0f}" for p in peers)
-        lines.append(f"| {name} | {own['tokens_per_second']:,.0f} | {' | '.join(ratios)} | {memory} | "
+        own = {line["name"]: line for line in record["summary"] if line["name"] in OURS}
+        peers = [line for line in record["summary"] if line["name"] not in OURS]
+        trl = [p for p in peers if p["name"].startswith("TRL")]
+        cells = [
+            over("danlu", [p for p in trl if "bf16" not in p["name"]]),
+            over("danlu", [p for p in peers if p["name"].startswith("LLaMA")]),
+            over("danlu bf16", trl), over("danlu bf16", [p for p in trl if "defaults" in p["name"]])]
+        speeds = ", ".join(f"{line['tokens_per_second']:,.0f}" for line in own.values())
+        memory = f"{own['danlu']['peak_memory']:,.0f}, {min(p['peak_memory'] for p in peers):,.0f}" if peers else ""
+        lines.append(f"| {name} | {speeds} | {' | '.join(cells)} | {memory} | "
                      f"{timed(record)}, load {record['machine']['load']} |")
     return lines
+
+
+def over(own: str, peers: list[dict[str, Any]]) -> str:
+    """Return how many times as fast as the fastest of these peers a variant of danlu is; empty where not measured."""
+    known = [peer for peer in peers if own in peer["ratios"]]
+    if not known:
+        return ""
+    best = min(known, key=lambda peer: peer["ratios"][own])
+    return f"{best['ratios'][own]:.2f}x ({best['name'].partition(' ')[2]})"
 
 
 def tables(records: dict[str, Any]) -> list[str]:
@@ -215,11 +248,13 @@ def tables(records: dict[str, Any]) -> list[str]:
             f"({task['warm']} to warm up), {timed(record)}, {hardware['processor']}, bf16 in hardware: "
             f"{'yes' if hardware['bf16 in hardware'] else 'no'}, load {hardware['load']} before the run, "
             f"{record['date']}."), "",
-            "| | tok/s | times as fast | loss | first step s | peak MiB |", "|---|---|---|---|---|---|"]
+            "| | tok/s | danlu is | in bf16 | loss | first step s | peak MiB |", "|---|---|---|---|---|---|---|"]
         for line in record["summary"]:
-            loss = f"{line['loss_difference']:.0e}" if line["compares"] and line["name"] != "danlu" else ""
-            ratio = "" if line["name"] == "danlu" else f"{line['ratio']:.2f}"
-            lines.append(f"| {line['name']} | {line['tokens_per_second']:,.0f} | {ratio} | {loss} | "
+            is_told = line["compares"] or line["name"] == "danlu bf16"
+            loss = f"{line['loss_difference']:.0e}" if is_told and line["name"] != "danlu" else ""
+            ratios = [f"{line['ratios'][own]:.2f}" if own in line["ratios"] and line["name"] not in OURS else ""
+                      for own in OURS]
+            lines.append(f"| {line['name']} | {line['tokens_per_second']:,.0f} | {' | '.join(ratios)} | {loss} | "
                          f"{line['first_step']:.1f} | {line['peak_memory']:,.0f} |")
         lines += [f"\n{peer} did not run: {why}" for peer, why in record["failed"].items()]
         packages: dict[str, str] = {}

@@ -22,16 +22,20 @@ from typing import Any
 
 import yaml
 
-from benchmarks.workload import Workload
+from benchmarks.workload import RANKED, Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / ".bench"
 KINDS = {"pt": "prose", "sft": "chat", "rm": "pairs", "dpo": "pairs", "kto": "verdicts", "ppo": "prompts",
          "grpo": "prompts"}
 """The data set of each stage; a stage that is not here is not measured."""
+PEERS_KINDS = {"ranked": "ranked_pairs"}
 ANSWER_TOKENS = 64
 """Length of sampled answers; a random model ends next to none of them earlier."""
-SAMPLED = ("ppo", "grpo")
+GROUP = 8
+"""Answers sampled for each prompt by GRPO."""
+SAMPLED = {"ppo": 1, "grpo": GROUP}
+"""Stages whose tok/s counts sampled answers, and how many answers each prompt gets."""
 STEP = re.compile(r"^step (\d+)/\d+ ")
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"finetuning_type": "full"}, "lora": {"finetuning_type": "lora"},
@@ -50,6 +54,17 @@ class Task:
     accumulation: int = 2
     learning_rate: float = 1e-4
     lora_rank: int = 8
+    kind: str = ""
+
+    @property
+    def data(self) -> str:
+        """The data set of danlu's side."""
+        return self.kind or KINDS[self.stage]
+
+    @property
+    def peers_data(self) -> str:
+        """The data set of its peers, who know no ranked answers: all pairs of them."""
+        return PEERS_KINDS.get(self.data, self.data)
 
     @property
     def rows(self) -> int:
@@ -60,8 +75,8 @@ class Task:
         """Return the real tokens of all steps after the first ones; where answers are sampled, theirs alone."""
         size = self.batch * self.accumulation
         if self.stage in SAMPLED:
-            return ANSWER_TOKENS * size * (self.steps - first)
-        return work.tokens(KINDS[self.stage], first * size, self.steps * size)
+            return ANSWER_TOKENS * SAMPLED[self.stage] * size * (self.steps - first)
+        return work.tokens(self.data, first * size, self.steps * size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +144,14 @@ def danlu_config(task: Task, work: Workload, output: Path) -> dict[str, Any]:
     """Return the configuration of danlu's side."""
     return {
         "model_name_or_path": str(work.model(scores=task.stage == "rm")), "stage": task.stage, "do_train": True,
-        "dataset": KINDS[task.stage], "dataset_dir": str(work.folder), "output_dir": str(output),
+        "dataset": task.data, "dataset_dir": str(work.folder), "output_dir": str(output),
         "overwrite_output_dir": True, "max_steps": task.steps, "per_device_train_batch_size": task.batch,
         "gradient_accumulation_steps": task.accumulation, "learning_rate": task.learning_rate,
         "lr_scheduler_type": "constant", "weight_decay": 0.0, "logging_steps": 1, "save_strategy": "no",
         "disable_shuffling": True, "cutoff_len": 1024, "packing": False, **METHODS[task.method],
         **({} if task.method == "full" else {
             "lora_rank": task.lora_rank, "lora_alpha": 2 * task.lora_rank, "lora_target": "all"}),
+        **({"num_generations": GROUP} if task.stage == "grpo" else {}),
         **({"reward_model": str(work.model(scores=True)), "reward_model_type": "full", "temperature": 1.0, "top_p": 1.0,
             "top_k": 0, "max_new_tokens": ANSWER_TOKENS} if task.stage in SAMPLED else {})}
 
@@ -146,8 +162,10 @@ def run_peer(python: Path, script: str, task: Task, work: Workload, timing: Timi
     output = fresh(BENCH / "runs" / "peer")
     asked, answered = output.with_suffix(".json"), output / "answered.json"
     output.mkdir(parents=True)
+    pairs = RANKED * (RANKED - 1) // 2 if task.kind == "ranked" else 1
     asked.write_text(json.dumps({
-        **asdict(task), "model": str(work.model(scores=task.stage == "rm")),
+        **asdict(task), "batch": task.batch * pairs, "kind": task.peers_data, "group": SAMPLED.get(task.stage, 1),
+        "answer_tokens": ANSWER_TOKENS, "model": str(work.model(scores=task.stage == "rm")),
         "scoring": str(work.model(scores=True)), "data": str(work.folder),
         "output": str(output / "out"), "settings": settings or {}}), encoding="utf-8")
     began = time.time()

@@ -19,6 +19,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}")
 AROUND = 3
 """Tokens of the template in each row."""
+RANKED = 4
+"""Answers of a ranked row, as long as the row's answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ class Workload:
 def row_tokens(row: dict[str, Any], kind: str) -> int:
     """Return the tokens of a row: of both full sequences for pairs."""
     sizes = row["sizes"]
+    if kind == "ranked":  # both full sequences of all pairs: K - 1 times each answer
+        return RANKED * (RANKED - 1) * (sizes["prompt"] + AROUND + sizes["answer"])
     if kind == "pairs":
         return 2 * (sizes["prompt"] + AROUND) + sizes["answer"] + sizes["other"]
     return sizes["prompt"] + AROUND + sizes["answer"]
@@ -129,7 +133,8 @@ def make_rows(shape: Shape, lengths: Lengths, num_rows: int) -> list[dict[str, A
         prompt, answer = lengths.draw(rng)
         other = answer if lengths.uniform else max(1, round(answer * rng.uniform(0.6, 1.4)))
         rows.append({"prompt": words(prompt), "answer": words(answer), "other": words(other),
-                     "label": index % 2 == 0, "sizes": {"prompt": prompt, "answer": answer, "other": other}})
+                     "ranked": [words(answer) for _ in range(RANKED)], "label": index % 2 == 0,
+                     "sizes": {"prompt": prompt, "answer": answer, "other": other}})
     return rows
 
 
@@ -179,13 +184,18 @@ def write_data(folder: Path, rows: list[dict[str, Any]]) -> None:
                   for r in rows],
         "verdicts": [{"instruction": r["prompt"], "input": "", "output": r["answer"], "kto_tag": r["label"]}
                      for r in rows],
+        "ranked": [{"prompt": r["prompt"], "answers": r["ranked"], "ranks": list(range(1, RANKED + 1))} for r in rows],
+        "ranked_pairs": [{"instruction": r["prompt"], "input": "", "chosen": r["ranked"][i], "rejected": r["ranked"][j]}
+                         for r in rows for i in range(RANKED) for j in range(i + 1, RANKED)],
         "prompts": [{"instruction": r["prompt"], "input": "", "output": ""} for r in rows]}
     columns = {
         "prose": {"prompt": "text"}, "pairs": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"},
+        "ranked_pairs": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"},
         "verdicts": {"prompt": "instruction", "response": "output", "kto_tag": "kto_tag"}}
     registry: dict[str, Any] = {}
     for kind, found in kinds.items():
         (folder / f"{kind}.json").write_text(json.dumps(found), encoding="utf-8")
         registry[kind] = {"file_name": f"{kind}.json"} | ({"columns": columns[kind]} if kind in columns else {})
-    registry["pairs"]["ranking"] = True
+    for kind in ("pairs", "ranked_pairs"):
+        registry[kind]["ranking"] = True
     (folder / "dataset_info.json").write_text(json.dumps(registry), encoding="utf-8")

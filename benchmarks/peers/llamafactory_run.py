@@ -13,8 +13,6 @@ from pathlib import Path
 from clock import Clock
 from llamafactory.train.tuner import run_exp
 
-KINDS = {"pt": "prose", "sft": "chat", "rm": "pairs", "dpo": "pairs", "kto": "verdicts"}
-
 
 def main() -> None:
     """Run what is asked."""
@@ -22,7 +20,7 @@ def main() -> None:
     clock = Clock(Path(sys.argv[2]))
     config = {
         "stage": asked["stage"], "do_train": True, "model_name_or_path": asked["model"], "dataset_dir": asked["data"],
-        "dataset": KINDS[asked["stage"]], "finetuning_type": asked["method"], "output_dir": asked["output"],
+        "dataset": asked["kind"], "finetuning_type": asked["method"].removeprefix("q"), "output_dir": asked["output"],
         "overwrite_output_dir": True, "overwrite_cache": True, "cutoff_len": 1024, "max_steps": asked["steps"],
         "per_device_train_batch_size": asked["batch"], "gradient_accumulation_steps": asked["accumulation"],
         "learning_rate": asked["learning_rate"], "lr_scheduler_type": "constant", "weight_decay": 0.0,

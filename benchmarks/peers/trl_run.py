@@ -2,8 +2,9 @@
 
     python trl_run.py asked.json answered.json
 
-`asked`: stage (sft | rm | dpo | kto), method (full | lora), model, data (folder of the workload), output, steps, batch,
-accumulation, learning_rate, lora_rank, and `settings`: more fields of TRL's config, which make a variant.
+`asked`: stage (sft | rm | dpo | kto), method (full | lora | qlora), model, data (folder of the workload), kind (its
+data set), output, steps, batch, accumulation, learning_rate, lora_rank, and `settings`: more fields of TRL's config,
+which make a variant.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 from clock import Clock
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 from trl import (
     DPOConfig,
     DPOTrainer,
@@ -48,11 +49,11 @@ def verdict_row(row: dict[str, Any]) -> dict[str, Any]:
     return sft_row(row) | {"label": row["kto_tag"]}
 
 
-STAGES: dict[str, tuple[str, Any, Any, Any, str]] = {
-    "sft": ("chat", sft_row, SFTConfig, SFTTrainer, "CAUSAL_LM"),
-    "rm": ("pairs", pair_row, RewardConfig, RewardTrainer, "SEQ_CLS"),
-    "dpo": ("pairs", pair_row, DPOConfig, DPOTrainer, "CAUSAL_LM"),
-    "kto": ("verdicts", verdict_row, KTOConfig, KTOTrainer, "CAUSAL_LM"),
+STAGES: dict[str, tuple[Any, Any, Any, str]] = {
+    "sft": (sft_row, SFTConfig, SFTTrainer, "CAUSAL_LM"),
+    "rm": (pair_row, RewardConfig, RewardTrainer, "SEQ_CLS"),
+    "dpo": (pair_row, DPOConfig, DPOTrainer, "CAUSAL_LM"),
+    "kto": (verdict_row, KTOConfig, KTOTrainer, "CAUSAL_LM"),
 }
 
 
@@ -60,13 +61,15 @@ def main() -> None:
     """Run what is asked."""
     asked = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     clock = Clock(Path(sys.argv[2]))
-    kind, make_row, config_class, trainer_class, task = STAGES[asked["stage"]]
-    rows = json.loads((Path(asked["data"]) / f"{kind}.json").read_text("utf-8"))
+    make_row, config_class, trainer_class, task = STAGES[asked["stage"]]
+    rows = json.loads((Path(asked["data"]) / f"{asked['kind']}.json").read_text("utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(asked["model"])
     if task == "SEQ_CLS":
         model = AutoModelForSequenceClassification.from_pretrained(asked["model"], num_labels=1, dtype="float32")
     else:
-        model = AutoModelForCausalLM.from_pretrained(asked["model"], dtype="float32")
+        packed = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            asked["model"], dtype="float32", quantization_config=packed if asked["method"] == "qlora" else None)
     config = config_class(**{
         "output_dir": asked["output"], "max_steps": asked["steps"], "per_device_train_batch_size": asked["batch"],
         "gradient_accumulation_steps": asked["accumulation"], "learning_rate": asked["learning_rate"],
@@ -75,7 +78,7 @@ def main() -> None:
         "use_cpu": True, "train_sampling_strategy": "sequential",
         "include_num_input_tokens_seen": "non_padding", "seed": 42} | asked["settings"])
     adapter = LoraConfig(r=asked["lora_rank"], lora_alpha=2 * asked["lora_rank"], lora_dropout=0.0, task_type=task,
-                         target_modules="all-linear") if asked["method"] == "lora" else None
+                         target_modules="all-linear") if asked["method"] != "full" else None
     trainer = trainer_class(model=model, args=config, train_dataset=Dataset.from_list([make_row(r) for r in rows]),
                             processing_class=tokenizer, peft_config=adapter, callbacks=[clock])
     trainer.train()

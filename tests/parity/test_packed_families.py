@@ -33,7 +33,8 @@ OTHERS: dict[str, dict[str, Any]] = {
 PLAIN: dict[str, dict[str, Any]] = {
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 320},
     "falcon": {**BASIC, "alibi": True},
-    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "vocab_size": 320},
+    "gpt_neo": {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]],
+                "window_size": 8, "vocab_size": 320},
     "llama4_text": {**BASIC, "head_dim": 8, "attention_chunk_size": 8, "intermediate_size_mlp": 64,
                     "num_local_experts": 2},
 }

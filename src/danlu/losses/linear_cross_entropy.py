@@ -10,8 +10,10 @@ pass: four products, three with a frozen head. Where all rows are one tile it ke
 The idea of tiling the head: Wijmans et al. 2024, arXiv 2411.09009 (Cut Cross-Entropy); of gradients in the forward
 pass: Hsu et al. 2024, arXiv 2410.10989 (Liger Kernel).
 
-Sums and gradients of the head accumulate in float32 (float64 for float64 models) whatever the model's dtype.
-Shape legend: R rows, H hidden, V vocabulary, t rows of one tile.
+Between the products a tile is worked on in parts that stay in a processor's cache, and stands in the model's dtype;
+numbers of a part are float32 (float64 for float64 models). The weight of a row multiplies its hidden state and its
+gradient, H numbers each, and never its V logits. Gradients of the head accumulate in float32 or float64 too.
+Shape legend: R rows, H hidden, V vocabulary, t rows of one tile, p rows of one part.
 """
 
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ from torch.autograd.function import once_differentiable
 
 TILE_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 MIN_TILE_ROWS = 256
+PART_BYTES = 2 * 2**20
+"""Float32 numbers of a part on a CPU; elsewhere a tile is one part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +116,22 @@ class _Plan:
     transform: LogitTransform
     label_smoothing: float
 
+    @property
+    def wants_any(self) -> bool:
+        return any(self.wants)
+
     def tiles(self, num_rows: int) -> Iterator[slice]:
-        return (slice(at, min(at + self.tile_rows, num_rows)) for at in range(0, num_rows, self.tile_rows))
+        return pieces(num_rows, self.tile_rows)
+
+
+def pieces(num_rows: int, size: int) -> Iterator[slice]:
+    """Cut rows into pieces of at most `size`."""
+    return (slice(at, min(at + size, num_rows)) for at in range(0, num_rows, size))
+
+
+def part_rows_for(vocab_size: int, device: torch.device, num_rows: int) -> int:
+    """Return how many rows of a tile are worked on at once."""
+    return max(1, PART_BYTES // (4 * vocab_size)) if device.type == "cpu" else max(1, num_rows)
 
 
 def _plan(
@@ -142,36 +160,48 @@ class _Tiles:
         self.bias = None if bias is None else bias.to(plan.accumulate)
         wants_hidden, wants_weight, wants_bias = plan.wants
         # float16 keeps too few bits for a gradient that is scaled only later
-        kept = plan.accumulate if plan.compute == torch.float16 else plan.compute
-        self.d_hidden = torch.empty_like(hidden, dtype=kept) if wants_hidden else None
+        self.kept = plan.accumulate if plan.compute == torch.float16 else plan.compute
+        self.d_hidden = torch.empty_like(hidden, dtype=self.kept) if wants_hidden else None
         self.wants_weight = wants_weight
         self.d_weight: Tensor | None = None  # made by the first tile, which spares a pass that fills it with zeros
         self.d_bias = torch.zeros_like(weight[:, 0], dtype=plan.accumulate) if wants_bias else None
 
-    def logits(self, rows: slice) -> Tensor:
-        """Return one tile of transformed logits in the accumulation dtype."""
-        logits = (self.hidden[rows] @ self.weight.t()).to(self.plan.accumulate)
+    def product(self, rows: slice) -> Tensor:
+        """Return one tile of h W^T in the compute dtype."""
+        return self.hidden[rows] @ self.weight.t()
+
+    def parts(self, tile: Tensor) -> Iterator[slice]:
+        """Cut a tile's rows into parts."""
+        return pieces(len(tile), part_rows_for(tile.shape[1], tile.device, len(tile)))
+
+    def logits(self, product: Tensor) -> Tensor:
+        """Return the transformed logits of a part, float32 or float64, in memory of their own."""
+        logits = product.to(self.plan.accumulate, copy=True)
         if self.bias is not None:
             logits += self.bias
         return self.plan.transform.apply_(logits)
 
-    def accumulate(self, rows: slice, d_logits: Tensor, slope: Tensor | float) -> None:
-        """Push one tile's gradient of the transformed logits into hidden, weight and bias."""
+    def keep(self, target: Tensor, d_logits: Tensor, slope: Tensor | float, scales_p1: Tensor) -> None:
+        """Write a part's gradient before the transform, its rows yet unscaled, over the part's product."""
         if isinstance(slope, Tensor) or slope != 1.0:
             d_logits = d_logits.mul_(slope)
         if self.d_bias is not None:
-            self.d_bias += d_logits.sum(0)
-        d_product = d_logits.to(self.plan.compute)
+            self.d_bias += (d_logits * scales_p1).sum(0)
+        target.copy_(d_logits)
+
+    def accumulate(self, rows: slice, d_product: Tensor, scales_t1: Tensor) -> None:
+        """Push one tile's gradient into hidden states and weight, each row times its scale."""
         if self.d_hidden is not None:
-            self.d_hidden[rows] = d_product @ self.weight
+            self.d_hidden[rows] = (d_product @ self.weight).to(self.kept).mul_(scales_t1)
         if not self.wants_weight:
             return
+        scaled = (self.hidden[rows] * scales_t1).to(d_product.dtype)
         if self.d_weight is None:
-            self.d_weight = (d_product.t() @ self.hidden[rows]).to(self.plan.accumulate)
+            self.d_weight = (d_product.t() @ scaled).to(self.plan.accumulate)
         elif self.d_weight.dtype == d_product.dtype:
-            torch.addmm(self.d_weight, d_product.t(), self.hidden[rows], out=self.d_weight)
+            torch.addmm(self.d_weight, d_product.t(), scaled, out=self.d_weight)
         else:
-            self.d_weight += d_product.t() @ self.hidden[rows]
+            self.d_weight += d_product.t() @ scaled
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         if self.wants_weight and self.d_weight is None:
@@ -180,7 +210,7 @@ class _Tiles:
 
 
 def _exponentiate_(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace a tile by exp(z - max z); return its row sums and row maxima, both (t, 1)."""
+    """Replace a part by exp(z - max z); return its row sums and row maxima, both (p, 1)."""
     top = logits.amax(1, keepdim=True)
     exponentials = logits.sub_(top).exp_()
     return exponentials.sum(1, keepdim=True), top
@@ -216,21 +246,31 @@ class _WeightedNLL(torch.autograd.Function):
 
 def _nll_tile(tiles: _Tiles, rows: slice, targets_t1: Tensor, weights_t1: Tensor) -> Tensor:
     """Return one tile's weighted loss and accumulate its gradients."""
+    plan, product = tiles.plan, tiles.product(rows)
+    losses_t1 = torch.empty_like(weights_t1)
+    for part in tiles.parts(product):
+        losses_t1[part] = _nll_part(tiles, product[part], targets_t1[part], weights_t1[part])
+    if plan.wants_any:
+        tiles.accumulate(rows, product, weights_t1)
+    return (losses_t1 * weights_t1).sum()
+
+
+def _nll_part(tiles: _Tiles, product: Tensor, targets_p1: Tensor, weights_p1: Tensor) -> Tensor:
+    """Return a part's losses, (p, 1); its product becomes its gradient, rows not yet weighted."""
     plan, smoothing = tiles.plan, tiles.plan.label_smoothing
-    logits = tiles.logits(rows)
-    goal = (1.0 - smoothing) * logits.gather(1, targets_t1)
+    logits = tiles.logits(product)
+    goal = (1.0 - smoothing) * logits.gather(1, targets_p1)
     if smoothing:
         goal += smoothing * logits.mean(1, keepdim=True)
-    slope = plan.transform.slope(logits) if any(plan.wants) else 1.0
+    slope = plan.transform.slope(logits) if plan.wants_any else 1.0
     sums, top = _exponentiate_(logits)
-    loss = ((sums.log() + top - goal) * weights_t1).sum()
-    if any(plan.wants):
-        d_logits = logits.mul_(weights_t1 / sums)
-        d_logits.scatter_add_(1, targets_t1, (smoothing - 1.0) * weights_t1)
+    if plan.wants_any:
+        d_logits = logits.div_(sums)
+        d_logits.scatter_add_(1, targets_p1, torch.full_like(sums, smoothing - 1.0))
         if smoothing:
-            d_logits -= weights_t1 * (smoothing / logits.shape[1])
-        tiles.accumulate(rows, d_logits, slope)
-    return loss
+            d_logits -= smoothing / logits.shape[1]
+        tiles.keep(product, d_logits, slope, weights_p1)
+    return sums.log() + top - goal
 
 
 class _RowLogps(torch.autograd.Function):
@@ -243,17 +283,19 @@ class _RowLogps(torch.autograd.Function):
         logps = torch.empty(len(hidden), dtype=plan.accumulate, device=hidden.device)
         normalisers = torch.empty_like(logps)
         ctx.tile = None
-        keeps = any(plan.wants) and 0 < len(hidden) <= plan.tile_rows
         with torch.autocast(hidden.device.type, enabled=False):
             tiles = _Tiles(hidden, weight, bias, _without_gradients(plan))
             for rows in plan.tiles(len(hidden)):
-                logits = tiles.logits(rows)
-                chosen = logits.gather(1, targets[rows, None]).squeeze(1)
-                if keeps:
-                    ctx.tile = logits.clone()
-                sums, top = _exponentiate_(logits)
-                normalisers[rows] = (sums.log() + top).squeeze(1)
-                logps[rows] = chosen - normalisers[rows]
+                product = tiles.product(rows)
+                for part in tiles.parts(product):
+                    inside = slice(rows.start + part.start, rows.start + part.stop)
+                    logits = tiles.logits(product[part])
+                    chosen = logits.gather(1, targets[inside, None]).squeeze(1)
+                    sums, top = _exponentiate_(logits)
+                    normalisers[inside] = (sums.log() + top).squeeze(1)
+                    logps[inside] = chosen - normalisers[inside]
+                if plan.wants_any and len(product) == len(hidden):
+                    ctx.tile = product
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
         ctx.plan = plan
         return logps
@@ -267,12 +309,16 @@ class _RowLogps(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             tiles = _Tiles(hidden, weight, bias, plan)
             for rows in plan.tiles(len(hidden)):
-                logits = tiles.logits(rows) if kept is None else kept
-                slope = plan.transform.slope(logits)
-                share = -upstream[rows, None].to(plan.accumulate)
-                d_logits = logits.sub_(normalisers[rows, None]).exp_().mul_(share)
-                d_logits.scatter_add_(1, targets[rows, None], -share)
-                tiles.accumulate(rows, d_logits, slope)
+                product = tiles.product(rows) if kept is None else kept
+                scales_t1 = upstream[rows, None].to(plan.accumulate)
+                for part in tiles.parts(product):
+                    inside = slice(rows.start + part.start, rows.start + part.stop)
+                    logits = tiles.logits(product[part])
+                    slope = plan.transform.slope(logits)
+                    d_logits = logits.sub_(normalisers[inside, None]).exp_().neg_()
+                    d_logits.scatter_add_(1, targets[inside, None], torch.ones_like(scales_t1[part]))
+                    tiles.keep(product[part], d_logits, slope, scales_t1[part])
+                tiles.accumulate(rows, product, scales_t1)
         operands = (hidden, weight, bias)
         grads = [None if grad is None or operand is None else grad.to(operand.dtype)
                  for grad, operand in zip(tiles.gradients(), operands, strict=True)]

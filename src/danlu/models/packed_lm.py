@@ -113,8 +113,10 @@ class PackedLM(nn.Module):
         base = base_of(self.model)
         if plan.packed:
             layout = Layout.of(stream, shared=self._shares(stream, plan))
-            if plan.last is not None and plan.last.pays(len(layout.input_ids), stream.num_rows, with_head=with_head):
-                return plan.last.hidden(layout, stream.loss_rows)
+            lean = plan.lean
+            cut = lean is not None and lean.cuts(len(layout.input_ids), stream.num_rows, with_head=with_head)
+            if lean is not None and lean.serves(layout, cut=cut):
+                return lean.hidden(layout, stream.loss_rows, cut=cut)
             return layout.gather(packed_hidden(base, layout), stream.loss_rows)
         batch = PaddedBatch.of(stream)
         return batch.gather(padded_hidden(base, batch), stream.loss_rows)

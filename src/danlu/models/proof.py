@@ -3,7 +3,7 @@
 Before the first step a dozen tokens in three segments go through the model both ways. The packed layout is taken only
 if every layer's attention reached danlu's function and the hidden states agree with those of the padded batch; the
 head is taken apart only if its logits agree with the model's own; a shared prompt is computed once only if a small
-tree gives the hidden states of its segments; the last layer is cut to the rows of a loss only if they come out alike.
+tree gives the hidden states of its segments; the body is run lean only if the rows of a loss come out alike.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from danlu.core.stream import Example
 from danlu.models.adapter_switch import recomputation_contexts
 from danlu.models.attention import IMPLEMENTATION, accepts, implementation
 from danlu.models.head import VocabularyHead, known_transforms
-from danlu.models.last_layer import LastLayer
+from danlu.models.lean_body import LeanBody
 from danlu.models.padded import PaddedBatch
 from danlu.models.segments import Layout, in_flight
 from danlu.models.stream_tensors import StreamTensors
@@ -41,14 +41,14 @@ class RunPlan:
     head     the head taken apart from the body; None: the model makes its own logits
     reasons  why not packed, why not taken apart: one sentence each
     apart    why a shared prompt is computed once for each answer; empty when it is computed once
-    last     the last layer, where it can be run on the rows of a loss alone
+    lean     the body, where it can be run with fewer passes and fewer rows
     """
 
     packed: bool
     head: VocabularyHead | None
     reasons: tuple[str, ...] = ()
     apart: str = ""
-    last: LastLayer | None = None
+    lean: LeanBody | None = None
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -91,8 +91,8 @@ def make_plan(model: nn.Module, stream: StreamTensors) -> RunPlan:
         against = _why_not_packed(base, probe, hidden)
         head, objection = _find_head(model, hidden, batch.gather(own, everything))
         apart = against or _why_apart(base, stream)
-        last = None if against else _find_last(base, probe)
-    return RunPlan(not against, head, tuple(reason for reason in (against, objection) if reason), apart, last)
+        lean = None if against else _find_lean(base, probe)
+    return RunPlan(not against, head, tuple(reason for reason in (against, objection) if reason), apart, lean)
 
 
 def probe_of(stream: StreamTensors) -> StreamTensors:
@@ -150,14 +150,14 @@ def _why_apart(base: PreTrainedModel, stream: StreamTensors) -> str:
     return "" if agree(base, once, apart) else f"{name} computes something else over shared prompts"
 
 
-def _find_last(base: PreTrainedModel, probe: StreamTensors) -> LastLayer | None:
-    """Return the last layer of a known family if a few of its rows come out as they do from the whole body."""
-    last = LastLayer.of(base, body_of(base))
-    if last is None:
+def _find_lean(base: PreTrainedModel, probe: StreamTensors) -> LeanBody | None:
+    """Return the lean body of a known family if a few of its rows come out as they do from the whole body."""
+    lean = LeanBody.of(base, body_of(base))
+    if lean is None:
         return None
     layout, rows = Layout.of(probe, shared=False), torch.arange(0, probe.num_tokens, 3, device=probe.input_ids.device)
     with implementation(base, IMPLEMENTATION):
-        return last if agree(base, last.hidden(layout, rows), packed_hidden(base, layout)[rows]) else None
+        return lean if agree(base, lean.hidden(layout, rows, cut=True), packed_hidden(base, layout)[rows]) else None
 
 
 def randomness(model: nn.Module) -> list[nn.Module]:

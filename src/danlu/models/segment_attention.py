@@ -1,4 +1,4 @@
-"""Causal attention inside segments, three ways: a loop of fused calls, a varlen kernel on CUDA, a dense oracle.
+"""Causal attention inside segments: matrix products, a loop of fused calls, a varlen kernel on CUDA, a dense oracle.
 
 A branch of a tree attends to [prefix || branch] with the mask's diagonal at the bottom right. Knows nothing of
 transformers. Shape legend: H query heads, K key/value heads, T tokens, D head width, N equal blocks, L tokens of a
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from danlu.models import product_attention
 from danlu.models.segments import Segments
 
 MAX_VARLEN_HEAD = 256
@@ -45,6 +46,12 @@ def attend_segments(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, se
     """Return (1, T, H, D): the fastest exact way on this device."""
     if query_1HTD.device.type == "cuda" and rule.is_plain and _varlen_serves(query_1HTD, value_1KTD, rule):
         return attend_varlen(query_1HTD, key_1KTD, value_1KTD, segments, rule)
+    dtype = _kernel_dtype(query_1HTD)
+    is_bare = rule.is_plain and rule.dropout == 0.0
+    if is_bare and product_attention.serves(query_1HTD.device, dtype, segments, rule.window):
+        scale = query_1HTD.shape[-1] ** -0.5 if rule.scale is None else rule.scale
+        return product_attention.attend_by_products(
+            query_1HTD.to(dtype), key_1KTD.to(dtype), value_1KTD.to(dtype), segments, scale)
     return attend_by_group(query_1HTD, key_1KTD, value_1KTD, segments, rule)
 
 

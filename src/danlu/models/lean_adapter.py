@@ -1,0 +1,77 @@
+"""A LoRA beside its matrix: two thin products, the second added into the matrix's own output (peft's adapters).
+
+    y = W x + s B u,  u = A x                                                Hu et al. 2021, arXiv 2106.09685, Eq. 3
+    du = s B^T dy,  dA = du x^T,  dB = s dy u^T,  dx = W^T dy + A^T du
+
+peft makes s B u, the sum and, over 4 bits, a copy of W x as tensors of their own. Shape legend: C tokens, I inputs and
+O outputs of the matrix, r rank.
+"""
+
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+PACKED = ("Linear4bit",)
+
+
+def project(module: Any, inputs_CI: Tensor) -> Tensor:
+    """Return what `module` returns, (C, O): lean where it is a plain adapter on a plain or 4-bit matrix."""
+    name = plain_adapter(module)
+    if name is None:
+        out: Tensor = module(inputs_CI)
+        return out
+    return add_low_rank(module.base_layer(inputs_CI), inputs_CI, module.lora_A[name].weight,
+                        module.lora_B[name].weight, module.scaling[name])
+
+
+def plain_adapter(module: Any) -> str | None:
+    """Return the one adapter that acts in a module, if nothing is to be done but y = W x + s B A x."""
+    if not isinstance(module, LoraLayer) or module.disable_adapters or module.merged:
+        return None
+    active = [name for name in module.active_adapters if name in module.lora_A]
+    base = module.base_layer
+    is_known = type(module) is LoraLinear and type(base) is nn.Linear or type(base).__name__ in PACKED
+    if len(active) != 1 or not is_known or active[0] in module.lora_variant:
+        return None
+    down, up, dropout = (part[active[0]] for part in (module.lora_A, module.lora_B, module.lora_dropout))
+    is_still = isinstance(dropout, nn.Identity) or not dropout.training
+    is_bare = type(down) is type(up) is nn.Linear and down.bias is None and up.bias is None
+    hooked = any(one._forward_hooks or one._forward_pre_hooks for one in (module, down, up))
+    return active[0] if is_still and is_bare and not hooked else None
+
+
+def add_low_rank(out_CO: Tensor, inputs_CI: Tensor, down_rI: Tensor, up_Or: Tensor, scale: float) -> Tensor:
+    """Return out + scale B A x, (C, O), in the memory and dtype of `out`, which nobody else may need."""
+    added: Tensor = _LowRank.apply(out_CO, inputs_CI, down_rI, up_Or, scale)
+    return added
+
+
+class _LowRank(torch.autograd.Function):
+    """Keeps the inputs and u."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, out: Tensor, inputs: Tensor, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        ctx.mark_dirty(out)
+        with torch.autocast(out.device.type, enabled=False):
+            inner = inputs.to(out.dtype) @ down.to(out.dtype).t()
+            out.addmm_(inner, up.to(out.dtype).t(), alpha=scale)
+        ctx.save_for_backward(inputs, down, up, inner)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        inputs, down, up, inner = ctx.saved_tensors
+        _, wants_inputs, wants_down, wants_up, _ = ctx.needs_input_grad
+        d_inner = (upstream @ up.to(upstream.dtype)).mul_(ctx.scale)
+        d_inputs = (d_inner @ down.to(upstream.dtype)).to(inputs.dtype) if wants_inputs else None
+        d_down = (d_inner.t() @ inputs.to(upstream.dtype)).to(down.dtype) if wants_down else None
+        d_up = (upstream.t() @ inner).mul_(ctx.scale).to(up.dtype) if wants_up else None
+        return upstream, d_inputs, d_down, d_up, None

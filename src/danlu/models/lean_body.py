@@ -1,0 +1,200 @@
+"""A known family's body run layer by layer on the family's own submodules: fewer passes, and fewer rows at the end.
+
+Serves families whose layer is x + attention(norm x), then x + mlp(norm x); each model proves it before the first step.
+Two savings, either alone where only one serves:
+
+    On a processor norms, rotary embeddings and adapters take few passes over memory (`lean_ops`, `lean_adapter`). On a
+    GPU `torch_compile` fuses them, and the layers stay as they are.
+
+    Where a loss reads few rows the last layer's MLP and the final norm run on those alone: no later layer looks at the
+    others. Worth it in shallow models and for reward models, which read one row a segment. What is left, the last
+    layer's Q and O at the other rows, is 1 to 3 % of such a body and not worth a mask of its own.
+
+Shape legend: C computed tokens, R rows, H hidden, N heads, D head width.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from danlu.models.head import is_sharded
+from danlu.models.lean_adapter import project
+from danlu.models.lean_ops import rms_norm, rotate
+from danlu.models.segment_attention import Rule, attend_segments
+from danlu.models.segments import Layout
+
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
+SMALLEST_GAIN = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class LeanBody:
+    """A body that may be run this way.
+
+    mlp_share   the last layer's MLP, as a share of the weights of all layers
+    head_share  the vocabulary head in the same unit
+    """
+
+    body: nn.Module
+    mlp_share: float
+    head_share: float
+
+    @classmethod
+    def of(cls, base: PreTrainedModel, body: nn.Module) -> "LeanBody | None":
+        """Return the body of a family that is served; None for others, and under hooks or shards."""
+        layers: Any = getattr(body, "layers", None)
+        family = type(body).__name__.removesuffix("Model")
+        if family not in FAMILIES or not len(layers) or is_sharded(body):
+            return None
+        is_whole = len(layers) == base.config.get_text_config().num_hidden_layers
+        if is_hooked(body) or not is_whole or not all(is_plain(layer, family) for layer in layers):
+            return None
+        head, weights = base.get_output_embeddings(), num_weights(layers)
+        head_share = num_weights(head) / weights if head is not None else 0.0
+        return cls(body, num_weights(layers[-1].mlp) / weights, head_share)
+
+    def cuts(self, num_tokens: int, num_rows: int, *, with_head: bool) -> bool:
+        """Return whether the weights not used are at least 5 % of all; never where the layer is to be checkpointed."""
+        last: Any = self.body.layers[-1]  # type: ignore[index, union-attr]
+        if last.training and last.gradient_checkpointing:
+            return False
+        work = num_tokens + (num_rows * self.head_share if with_head else 0.0)
+        return (num_tokens - num_rows) * self.mlp_share >= SMALLEST_GAIN * work
+
+    def serves(self, layout: Layout, *, cut: bool) -> bool:
+        """Return whether anything is saved."""
+        layers: Any = self.body.layers
+        return cut or any(is_fused(layer, layout.input_ids.device) for layer in layers)
+
+    def hidden(self, layout: Layout, rows_R: Tensor, *, cut: bool) -> Tensor:
+        """Return the body's last hidden states of positions of the plain stream, (R, H).
+
+        cut  run the last layer's MLP and the final norm on these rows alone
+        """
+        body: Any = self.body
+        hidden_CH = body.embed_tokens(layout.input_ids[None])[0]
+        cos_1CD, sin_1CD = body.rotary_emb(hidden_CH[None], position_ids=layout.position_ids[None])
+        shared = Shared(layout, (cos_1CD, sin_1CD))
+        last = body.layers[-1]
+        for layer in body.layers[:-1]:
+            hidden_CH = shared.run(layer, hidden_CH)
+        if not cut:
+            return final_norm(body, layout.gather(shared.run(last, hidden_CH), rows_R))
+        hidden_RH = layout.gather(shared.attend(last, hidden_CH), rows_R)
+        return final_norm(body, feed_forward(last, hidden_RH))
+
+
+def is_plain(layer: Any, family: str) -> bool:
+    """Return whether a layer, its attention, MLP and norms are the family's own; none but the MLP may have hooks."""
+    attention = layer.self_attn
+    norms: list[Any] = [layer.input_layernorm, layer.post_attention_layernorm]
+    norms += [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
+    kinds = {"DecoderLayer": [layer], "Attention": [attention], "RMSNorm": norms}
+    own = all(type(one).__name__ == family + kind and not is_hooked(one)
+              for kind, ones in kinds.items() for one in ones)
+    return own and type(layer.mlp).__name__ == f"{family}MLP"
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether something is to happen around a module's own forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
+
+
+def is_fused(layer: Any, device: torch.device) -> bool:
+    """Return whether a layer is run in its parts: on a processor, unless it is compiled."""
+    return device.type == "cpu" and layer._compiled_call_impl is None
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What every layer of a pass is given."""
+
+    layout: Layout
+    turn: tuple[Tensor, Tensor]
+
+    def run(self, layer: Any, hidden_CH: Tensor) -> Tensor:
+        """Return a layer's output, (C, H)."""
+        if is_fused(layer, hidden_CH.device):
+            if layer.training and layer.gradient_checkpointing and torch.is_grad_enabled():
+                kept: Tensor = layer._gradient_checkpointing_func(partial(self._run_parts, layer), hidden_CH)
+                return kept
+            return self._run_parts(layer, hidden_CH)
+        out: Tensor = layer(hidden_CH[None], **self._arguments())
+        return out[0]
+
+    def _run_parts(self, layer: Any, hidden_CH: Tensor) -> Tensor:
+        return feed_forward(layer, self.attend(layer, hidden_CH))
+
+    def attend(self, layer: Any, hidden_CH: Tensor) -> Tensor:
+        """Return the residual stream behind a layer's attention, (C, H)."""
+        if not is_fused(layer, hidden_CH.device):
+            attended_1CH, _ = layer.self_attn(
+                hidden_states=layer.input_layernorm(hidden_CH[None]), **self._arguments())
+            return hidden_CH + attended_1CH[0]
+        attention, dtype = layer.self_attn, compute_dtype(hidden_CH)
+        normed_CH = normed(layer.input_layernorm, hidden_CH, dtype)
+        query_CND, key_CND, value_CND = (
+            project(one, normed_CH).unflatten(-1, (-1, attention.head_dim))
+            for one in (attention.q_proj, attention.k_proj, attention.v_proj))
+        if hasattr(attention, "q_norm"):  # Qwen3
+            query_CND = normed(attention.q_norm, query_CND, query_CND.dtype)
+            key_CND = normed(attention.k_norm, key_CND, key_CND.dtype)
+        cos_1CD, sin_1CD = self.turn
+        query_CND, key_CND = (rotate(one, cos_1CD[0], sin_1CD[0], dtype) for one in (query_CND, key_CND))
+        query_1NCD, key_1NCD, value_1NCD = (
+            one.transpose(0, 1)[None] for one in (query_CND, key_CND, value_CND))
+        attended_1CND = attend_segments(
+            query_1NCD, key_1NCD, value_1NCD, self.layout.segments,
+            Rule(attention.scaling, window_of(attention),
+                 dropout=attention.attention_dropout if attention.training else 0.0))
+        return hidden_CH + project(attention.o_proj, attended_1CND[0].flatten(1))
+
+    def _arguments(self) -> dict[str, Any]:
+        return {"attention_mask": self.layout.segments, "position_ids": self.layout.position_ids[None],
+                "use_cache": False, "position_embeddings": self.turn}
+
+
+def feed_forward(layer: Any, hidden_XH: Tensor) -> Tensor:
+    """Return x + mlp(norm x)."""
+    norm, mlp = layer.post_attention_layernorm, layer.mlp
+    if not is_fused(layer, hidden_XH.device):
+        out: Tensor = hidden_XH + mlp(norm(hidden_XH))
+        return out
+    normed_XH = normed(norm, hidden_XH, compute_dtype(hidden_XH))
+    if is_hooked(mlp):
+        return hidden_XH + mlp(normed_XH)
+    gated = mlp.act_fn(project(mlp.gate_proj, normed_XH)) * project(mlp.up_proj, normed_XH)
+    return hidden_XH + project(mlp.down_proj, gated)
+
+
+def final_norm(body: Any, hidden_RH: Tensor) -> Tensor:
+    """Return the norm behind the last layer."""
+    out: Tensor = body.norm(hidden_RH)
+    return out
+
+
+def normed(norm: Any, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Call a family's norm in its fused form."""
+    return rms_norm(hidden, norm.weight, norm.variance_epsilon, dtype)
+
+
+def compute_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the dtype that the products take: under autocast they would round the norm's output anyway."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def window_of(attention: Any) -> int | None:
+    """Return the sliding window of a layer as the families name it: beside the layer, or for all in the config."""
+    kept: int | None = (attention.sliding_window if hasattr(attention, "sliding_window")
+                        else getattr(attention.config, "sliding_window", None))
+    return kept
+
+
+def num_weights(module: nn.Module) -> int:
+    """Return the entries of a module's matrices."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim > 1)
