@@ -35,11 +35,13 @@ SMALLEST_GAIN = 0.05
 class LeanBody:
     """A body that may be run this way.
 
+    family      the name that its classes begin with
     mlp_share   the last layer's MLP, as a share of the weights of all layers
     head_share  the vocabulary head in the same unit
     """
 
     body: nn.Module
+    family: str
     mlp_share: float
     head_share: float
 
@@ -55,7 +57,7 @@ class LeanBody:
             return None
         head, weights = base.get_output_embeddings(), num_weights(layers)
         head_share = num_weights(head) / weights if head is not None else 0.0
-        return cls(body, num_weights(layers[-1].mlp) / weights, head_share)
+        return cls(body, family, num_weights(layers[-1].mlp) / weights, head_share)
 
     def cuts(self, num_tokens: int, num_rows: int, *, with_head: bool) -> bool:
         """Return whether the weights not used are at least 5 % of all; never where the layer is to be checkpointed."""
@@ -66,9 +68,10 @@ class LeanBody:
         return (num_tokens - num_rows) * self.mlp_share >= SMALLEST_GAIN * work
 
     def serves(self, layout: Layout, *, cut: bool) -> bool:
-        """Return whether anything is saved."""
+        """Return whether anything is saved; never while somebody listens to what would be passed by."""
         layers: Any = self.body.layers
-        return cut or any(is_fused(layer, layout.input_ids.device) for layer in layers)
+        listened = is_hooked(self.body) or not all(is_plain(layer, self.family) for layer in layers)
+        return not listened and (cut or any(is_fused(layer, layout.input_ids.device) for layer in layers))
 
     def hidden(self, layout: Layout, rows_R: Tensor, *, cut: bool) -> Tensor:
         """Return the body's last hidden states of positions of the plain stream, (R, H).
@@ -105,8 +108,8 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def is_fused(layer: Any, device: torch.device) -> bool:
-    """Return whether a layer is run in its parts: on a processor, unless it is compiled."""
-    return device.type == "cpu" and layer._compiled_call_impl is None
+    """Return whether a layer is run in its parts: on a processor, unless it or its parts are compiled."""
+    return device.type == "cpu" and all(one._compiled_call_impl is None for one in (layer, *layer.children()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +181,9 @@ def final_norm(body: Any, hidden_RH: Tensor) -> Tensor:
 
 
 def normed(norm: Any, hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """Call a family's norm in its fused form."""
-    return rms_norm(hidden, norm.weight, norm.variance_epsilon, dtype)
+    """Call a family's norm in its fused form; weights wider than the stream (`upcast_layernorm`) decide the dtype."""
+    widest = torch.promote_types(hidden.dtype, norm.weight.dtype)
+    return rms_norm(hidden, norm.weight, norm.variance_epsilon, dtype if widest == hidden.dtype else widest)
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:

@@ -44,7 +44,10 @@ class _RMSNorm(torch.autograd.Function):
         squares = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_()
         scale = squares.div_(hidden.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(hidden, weight, scale)
-        return torch.mul(exact, scale).mul_(weight).to(dtype)
+        unit = torch.mul(exact, scale)
+        if hidden.dtype != exact.dtype:
+            unit = unit.to(hidden.dtype).to(exact.dtype)  # families round before the weight
+        return unit.mul_(weight).to(dtype)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
