@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 
 TILE_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 MIN_TILE_ROWS = 256
-PART_BYTES = 2 * 2**20
+PART_BYTES = 4 * 2**20
 """Float32 numbers of a part on a CPU; elsewhere a tile is one part."""
 
 

@@ -1,10 +1,14 @@
 """Which number format computes and which one stores, as the device allows. Master weights stay float32."""
 
+import os
 from dataclasses import dataclass
 
 import torch
 
 from danlu.core.errors import CapabilityError, ConfigError
+
+KERNELS_KEPT = 192
+"""More than a micro-batch needs, layers sharing them: 15 for the linear layers, 6 for each shape of a segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,15 @@ def resolve_inference_dtype(infer_dtype: str, device: torch.device) -> torch.dty
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def bound_kernel_cache() -> None:
+    """Let oneDNN keep fewer kernels than its 1024, one for each shape of a 16-bit product that it ever met.
+
+    Lengths differ from batch to batch, so that old kernels are seldom met again and hold hundreds of MiB. A user's own
+    setting stands. Call it before the first product.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
 
 
 def cpu_has_fast_bf16() -> bool:

@@ -65,13 +65,13 @@ class Strip:
 
 
 def strips_of(segments: Segments) -> Iterator[Strip]:
-    """Cut every block into strips of about STRIP_ROWS rows; blocks of one shape are cut together."""
+    """Cut every block into equal strips of at most STRIP_ROWS rows; blocks of one shape are cut together."""
     starts = [0]
     for length in segments.lengths:
         starts.append(starts[-1] + length)
     for before, members in segments.groups:
         length = segments.lengths[members[0]]
-        number = max(1, round(length / STRIP_ROWS))
+        number = -(-length // STRIP_ROWS)
         bounds = [length * at // number for at in range(number + 1)]
         for first, last in zip(bounds, bounds[1:], strict=False):
             own = [slice(starts[at], starts[at] + last) for at in members]
