@@ -50,7 +50,7 @@ $(TRL_ENV)/.ready:
 	test -x $(TRL_ENV)/bin/python || $(PYTHON) -m venv $(TRL_ENV)
 	$(TRL_ENV)/bin/python -m pip install --quiet --upgrade pip
 	$(TRL_ENV)/bin/python -m pip install --quiet $(TORCH)
-	$(TRL_ENV)/bin/python -m pip install --quiet "trl==1.16.*" "peft>=0.19,<0.23" $(TORCH)
+	$(TRL_ENV)/bin/python -m pip install --quiet "trl==1.16.*" "peft>=0.19,<0.23" "bitsandbytes>=0.49,<0.52" $(TORCH)
 	touch $@
 
 parity-trl: $(READY) $(TRL_ENV)/.ready
@@ -61,7 +61,7 @@ $(FACTORY_ENV)/.ready:
 	test -x $(FACTORY_ENV)/bin/python || $(PYTHON) -m venv $(FACTORY_ENV)
 	$(FACTORY_ENV)/bin/python -m pip install --quiet --upgrade pip
 	$(FACTORY_ENV)/bin/python -m pip install --quiet $(TORCH)
-	$(FACTORY_ENV)/bin/python -m pip install --quiet "llamafactory==0.9.5" $(TORCH)
+	$(FACTORY_ENV)/bin/python -m pip install --quiet "llamafactory==0.9.5" "bitsandbytes>=0.49,<0.52" $(TORCH)
 	$(FACTORY_ENV)/bin/python -m pip uninstall --quiet -y torchvision torchaudio
 	echo '"""No audio is measured."""' > $$($(FACTORY_ENV)/bin/python -c "import site; print(site.getsitepackages()[0])")/torchaudio.py
 	touch $@

@@ -30,6 +30,7 @@ from danlu.generation.config import GenerationConfig
 from danlu.generation.rollouts import RolloutGenerator
 from danlu.generation.transformers_backend import TransformersGenerator
 from danlu.losses.linear_cross_entropy import linear_cross_entropy, linear_logps
+from danlu.models.flex_attention import attend_flex
 from danlu.models.packed_lm import PackedLM
 from danlu.models.segment_attention import Rule, attend_by_group, attend_dense, attend_varlen
 from danlu.models.segments import Segments
@@ -55,32 +56,65 @@ def attention(place: Place) -> Iterator[Line]:
     on_gpu = place.device.type == "cuda"
     way, called = (attend_varlen, "varlen") if on_gpu else (attend_by_group, "grouped")
     kinds = (torch.bfloat16, torch.float16) if on_gpu else (torch.bfloat16, torch.float32)
-    lengths = log_normal_lengths(place.small(12, 5), place.small(150, 12), place.small(700, 40))
-    flat = (tuple(lengths), ())
-    prompt = lengths[0]
-    forked = ((prompt, 7, prompt + 3, *lengths), (-1, 0, 0, *[-1] * len(lengths)))
+    flat, forked = _layouts(place)
     cases = {"segments": (flat, Rule()), "window": (flat, Rule(window=9)), "tree": (forked, Rule())}
     for heads, kv_heads, width in ((8, 2, 128), (4, 4, 64)):
         for dtype in kinds:
-            for name, ((blocks, parents), rule) in cases.items():
-                bounds = torch.tensor([0, *blocks]).cumsum(0).to(torch.int32).to(place.device)
-                segments = Segments(blocks, bounds, max(blocks), parents=parents)
+            for name, (segments, rule) in cases.items():
                 torch.manual_seed(0)
-                inputs = [torch.randn(1, count, sum(blocks), width).to(place.device, dtype)
+                inputs = [torch.randn(1, count, sum(segments.lengths), width).to(place.device, dtype)
                           for count in (heads, kv_heads, kv_heads)]
-                fast = _with_gradients(way, inputs, segments, rule)
-                exact = _with_gradients(attend_dense, [one.float() for one in inputs], segments, rule)
-                worst = max(distance(a, b) for a, b in zip(fast, exact, strict=True))
-                yield line(f"attention, {called}, {name}, {heads}/{kv_heads} heads of {width}, {_word(dtype)}", worst,
-                           ROUNDING[dtype])
+                yield line(f"attention, {called}, {name}, {heads}/{kv_heads} heads of {width}, {_word(dtype)}",
+                           _from_oracle(way, inputs, segments, rule), ROUNDING[dtype])
 
 
-def _with_gradients(way: Callable[..., Tensor], inputs: list[Tensor], segments: Segments, rule: Rule) -> list[Tensor]:
-    leaves = [one.detach().clone().requires_grad_() for one in inputs]
-    out = way(*leaves, segments, rule)
-    torch.manual_seed(1)
-    out.backward(torch.randn(out.shape).to(out))
-    return [out.detach(), *(one.grad for one in leaves if one.grad is not None)]
+def fused_rules(place: Place) -> Iterator[Line]:
+    """Flex attention against the same oracle: what varlen leaves; on a CPU, where it has no backward pass, outputs.
+
+    Few cases, for each is compiled: soft-capping, windows and a tree at once; sinks; a tree in float32.
+    """
+    on_gpu = place.device.type == "cuda"
+    half = torch.bfloat16 if on_gpu else torch.float32
+    flat, forked = _layouts(place)
+    sinks = torch.linspace(-1.0, 3.0, 8, device=place.device)
+    cases = {"softcap and window, tree": (forked, Rule(window=9, softcap=2.0), half),
+             "sinks": (flat, Rule(sinks=sinks), half), "tree": (forked, Rule(), torch.float32)}
+    for name, (segments, rule, dtype) in cases.items():
+        torch.manual_seed(0)
+        inputs = [torch.randn(1, count, sum(segments.lengths), 128).to(place.device, dtype) for count in (8, 2, 2)]
+        yield line(f"attention, flex, {name}, 8/2 heads of 128, {_word(dtype)}",
+                   _from_oracle(attend_flex, inputs, segments, rule, backward=on_gpu), ROUNDING[dtype])
+
+
+def _layouts(place: Place) -> tuple[Segments, Segments]:
+    """Return segments, and the same behind a prompt with two answers."""
+    lengths = log_normal_lengths(place.small(12, 5), place.small(150, 12), place.small(700, 40))
+    prompt = lengths[0]
+    made = []
+    for blocks, parents in ((tuple(lengths), ()),
+                            ((prompt, 7, prompt + 3, *lengths), (-1, 0, 0, *[-1] * len(lengths)))):
+        bounds = torch.tensor([0, *blocks]).cumsum(0).to(torch.int32).to(place.device)
+        made.append(Segments(blocks, bounds, max(blocks), parents=parents))
+    return made[0], made[1]
+
+
+def _from_oracle(way: Callable[..., Tensor], inputs: list[Tensor], segments: Segments, rule: Rule, *,
+                 backward: bool = True) -> float:
+    """Return how far the output and, with `backward`, the gradients are from the dense oracle's in float32 at most."""
+    fast = _with_gradients(way, inputs, segments, rule, backward)
+    exact = _with_gradients(attend_dense, [one.float() for one in inputs], segments, rule, backward)
+    return max(distance(a, b) for a, b in zip(fast, exact, strict=True))
+
+
+def _with_gradients(way: Callable[..., Tensor], inputs: list[Tensor], segments: Segments, rule: Rule,
+                    backward: bool) -> list[Tensor]:
+    leaves = [one.detach().clone().requires_grad_(backward) for one in inputs]
+    sinks = None if rule.sinks is None else rule.sinks.clone().requires_grad_(backward)
+    out = way(*leaves, segments, replace(rule, sinks=sinks))
+    if backward:
+        torch.manual_seed(1)
+        out.backward(torch.randn(out.shape).to(out))
+    return [out.detach(), *(one.grad for one in (*leaves, sinks) if one is not None and one.grad is not None)]
 
 
 def shared_prompts(place: Place) -> Iterator[Line]:
@@ -251,5 +285,5 @@ def _word(dtype: torch.dtype) -> str:
 
 
 CHECKS: dict[str, Callable[[Place], Iterator[Line]]] = {
-    "attention": attention, "tree": shared_prompts, "head": vocabulary_head, "rollouts": rollouts, "nf4": four_bits,
-    "half": half_precision, "compile": compiled}
+    "attention": attention, "flex": fused_rules, "tree": shared_prompts, "head": vocabulary_head, "rollouts": rollouts,
+    "nf4": four_bits, "half": half_precision, "compile": compiled}

@@ -178,7 +178,8 @@ def run_peer(python: Path, script: str, task: Task, work: Workload, timing: Timi
         raise RuntimeError(f"{script} failed:\n{log.read_text('utf-8')[-3000:]}")
     told = json.loads(answered.read_text("utf-8"))
     ends, tokens = told["cpu_ends" if timing.cpu_time else "ends"], told["tokens"]
-    own = tokens[-1] - tokens[task.warm - 1] if tokens and tokens[-1] else 0
+    is_told = tokens and tokens[-1] and task.stage not in SAMPLED  # where prompts are counted too
+    own = tokens[-1] - tokens[task.warm - 1] if is_told else 0
     return Measured(
         tokens_per_second=(own or task.tokens(work, task.warm)) / (ends[-1] - ends[task.warm - 1]),
         step_seconds=step_seconds(ends, task.warm), first_step=told["ends"][0] - began,

@@ -1,43 +1,20 @@
-"""Causal attention inside segments: matrix products, a loop of fused calls, a varlen kernel on CUDA, a dense oracle.
+"""Causal attention inside segments: matrix products, a loop of fused calls, varlen and flex on CUDA, a dense oracle.
 
 A branch of a tree attends to [prefix || branch] with the mask's diagonal at the bottom right. Knows nothing of
 transformers. Shape legend: H query heads, K key/value heads, T tokens, D head width, N equal blocks, L tokens of a
 block, M >= L tokens that it sees.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from danlu.models import product_attention
+from danlu.models import flex_attention, product_attention
+from danlu.models.attention_rule import Rule as Rule
+from danlu.models.attention_rule import kernel_dtype
 from danlu.models.segments import Segments
 
 MAX_VARLEN_HEAD = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """How scores become weights.
-
-    scale    factor of q k^T; None is 1/sqrt(D)
-    window   a token sees itself and window-1 tokens before it; None sees all of them
-    softcap  scores become c tanh(score / c) (Gemma 2, arXiv 2408.00118, section 2)
-    sinks    (H,) one learned score a head that takes weight and gives nothing (gpt-oss)
-    dropout  share of attention weights dropped
-    """
-
-    scale: float | None = None
-    window: int | None = None
-    softcap: float | None = None
-    sinks: Tensor | None = None
-    dropout: float = 0.0
-
-    @property
-    def is_plain(self) -> bool:
-        """True when a fused kernel computes this rule: no soft-capping, no sinks."""
-        return self.softcap is None and self.sinks is None
 
 
 # Its calls follow the lengths of a batch: compiled, each batch would be compiled anew.
@@ -46,7 +23,9 @@ def attend_segments(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, se
     """Return (1, T, H, D): the fastest exact way on this device."""
     if query_1HTD.device.type == "cuda" and rule.is_plain and _varlen_serves(query_1HTD, value_1KTD, rule):
         return attend_varlen(query_1HTD, key_1KTD, value_1KTD, segments, rule)
-    dtype = _kernel_dtype(query_1HTD)
+    if not rule.is_plain and flex_attention.serves(query_1HTD, value_1KTD, rule):
+        return flex_attention.attend_flex(query_1HTD, key_1KTD, value_1KTD, segments, rule)
+    dtype = kernel_dtype(query_1HTD)
     is_bare = rule.is_plain and rule.dropout == 0.0
     if is_bare and product_attention.serves(query_1HTD.device, dtype, segments, rule.window):
         scale = query_1HTD.shape[-1] ** -0.5 if rule.scale is None else rule.scale
@@ -145,14 +124,8 @@ def attend_dense(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, segme
 
 
 def _varlen_serves(query: Tensor, value: Tensor, rule: Rule) -> bool:
-    half = _kernel_dtype(query) in (torch.bfloat16, torch.float16)
+    half = kernel_dtype(query) in (torch.bfloat16, torch.float16)
     return half and rule.dropout == 0.0 and query.shape[-1] == value.shape[-1] <= MAX_VARLEN_HEAD
-
-
-def _kernel_dtype(query: Tensor) -> torch.dtype:
-    """Return the dtype attention runs in: under autocast rotary embeddings may have left the query in float32."""
-    kind = query.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
 
 
 def attend_varlen(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, segments: Segments, rule: Rule) -> Tensor:
@@ -163,7 +136,7 @@ def attend_varlen(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, segm
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    dtype = _kernel_dtype(query_1HTD)
+    dtype = kernel_dtype(query_1HTD)
     query, key, value = (x[0].transpose(0, 1).to(dtype) for x in (query_1HTD, key_1KTD, value_1KTD))
     bounds, longest = segments.cu_seqlens, segments.max_length
     if any(segments.prefixes):
