@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import (
-    ANSWER_TOKENS,
     BENCH,
-    GROUP,
     ROOT,
     Measured,
     Task,
@@ -29,7 +27,7 @@ from benchmarks.measure import (
     run_danlu,
     run_peer,
 )
-from benchmarks.workload import make_workload
+from benchmarks.workload import ANSWER_TOKENS, GROUP, make_workload
 
 RESULTS = ROOT / "benchmarks/results"
 LOSS_TOLERANCE = 1e-3

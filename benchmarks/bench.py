@@ -46,7 +46,7 @@ LEGEND = (
     "count the formula of benchmarks/flops.py, in which a shared prompt counts once and nothing is recomputed.",
     "`counted` is what torch counts over that formula, attention left out on both sides; `padding` is what a padded",
     "batch would add.")
-FORMULAS = ("pt", "sft", "rm", "dpo", "kto")
+FORMULAS = ("pt", "sft", "rm", "dpo", "kto", "ppo", "grpo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,7 @@ def cells(quick: bool, only: list[str]) -> Iterator[Cell]:
 def measure(cell: Cell, steps: int, warm: int, timing: Timing) -> dict[str, Any]:
     """Run one cell; return its line."""
     is_long = cell.lengths == "uniform" or cell.stage == "pt"
+    is_long |= cell.stage == "grpo"  # a group of answers for each row
     task = Task(cell.stage, cell.method, steps, warm, batch=4 if is_long else 8, accumulation=1 if is_long else 2)
     work = make_workload(BENCH / "work", cell.shape, cell.lengths, max(task.rows, 64))
     peak = matrix_peak(0.2 if cell.shape == "tiny" else 1.0, cpu_time=timing.cpu_time)

@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.workload import AROUND, Shape
+from benchmarks.workload import ANSWER_TOKENS, AROUND, SAMPLED, Shape
+
+EPOCHS = 4
+"""Epochs of ppo over a step's answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,10 @@ def tree(prompt: int, *answers: int) -> Pass:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a step must compute at least: one pass with gradients, others without; does anything read the head?"""
+    """What a step must compute at least: passes with gradients and without, each with the head or without it."""
 
-    trained: Pass
-    frozen: Pass = Pass()
-    head: bool = True
+    trained: tuple[tuple[Pass, bool], ...]
+    frozen: tuple[tuple[Pass, bool], ...] = ()
 
 
 def work_of(stage: str, rows: Sequence[dict[str, Any]], block: int) -> Work:
@@ -54,29 +56,43 @@ def work_of(stage: str, rows: Sequence[dict[str, Any]], block: int) -> Work:
     prompts, answers = [s["prompt"] + AROUND - 1 for s in sizes], [s["answer"] + 1 for s in sizes]
     total = Pass()
     if stage == "pt":
-        return Work(sum([tree(0, block)] * len(rows), total))
+        return Work(((sum([tree(0, block)] * len(rows), total), True),))
     if stage == "sft":
-        return Work(sum(map(tree, prompts, answers), total))
+        return Work(((sum(map(tree, prompts, answers), total), True),))
     if stage in ("rm", "dpo"):
         others = [s["other"] + 1 for s in sizes]
         pairs = sum(map(tree, prompts, answers, others), total)
-        return Work(pairs, head=False) if stage == "rm" else Work(pairs, pairs)
+        return Work(((pairs, False),)) if stage == "rm" else Work(((pairs, True),), ((pairs, True),))
     if stage == "kto":
         mismatched = [*answers[1:], answers[0]]
         both = sum(map(tree, prompts, answers, mismatched), total)
-        return Work(sum(map(tree, prompts, answers), total), both + sum(map(tree, prompts, mismatched), total))
+        alone = sum(map(tree, prompts, mismatched), total)
+        return Work(((sum(map(tree, prompts, answers), total), True),), ((both, True), (alone, True)))
+    if stage in SAMPLED:
+        return online_work(stage, sum((tree(prompt, *[ANSWER_TOKENS] * SAMPLED[stage]) for prompt in prompts), total))
     raise ValueError(f"no formula for stage {stage}")
+
+
+def online_work(stage: str, answers: Pass) -> Work:
+    """Sampling computes each token once with its logits; a reference scores them, a reward model reads them.
+
+    ppo: a value network reads them too, then EPOCHS passes of policy and value network; grpo: one pass of the policy.
+    """
+    scored = ((answers, True), (answers, True), (answers, False))
+    if stage == "grpo":
+        return Work(((answers, True),), scored)
+    return Work(((answers, True), (answers, False)) * EPOCHS, (*scored, (answers, False)))
 
 
 def step_flops(shape: Shape, stage: str, method: str, rows: Sequence[dict[str, Any]], *, lora_rank: int = 8,
                attention: bool = True, block: int = 0) -> float:
     """Return the formula's operations of a step."""
     work = work_of(stage, rows, block)
-    body, head = work.trained.flops(shape, attention=attention, head=work.head)
-    frozen = sum(work.frozen.flops(shape, attention=attention, head=work.head))
-    if method == "full":
-        return 3 * (body + head) + frozen
-    return 2 * (body + head) + 6 * adapter_weights(shape, lora_rank) * work.trained.tokens + frozen
+    found = 0.0
+    for one, head in work.trained:
+        forward = sum(one.flops(shape, attention=attention, head=head))
+        found += 3 * forward if method == "full" else 2 * forward + 6 * adapter_weights(shape, lora_rank) * one.tokens
+    return found + sum(sum(one.flops(shape, attention=attention, head=head)) for one, head in work.frozen)
 
 
 def adapter_weights(shape: Shape, rank: int) -> int:
@@ -89,8 +105,10 @@ def adapter_weights(shape: Shape, rank: int) -> int:
 def counted_flops(arguments: list[str], steps: tuple[int, int] = (1, 2)) -> float:
     """Return what torch's counter sees in the second step of `danlu train`: a run of two steps less a run of one.
 
-    The counter does not know attention on a CPU, nor the products of 4-bit weights.
+    Attention is left out: the counter knows it where it is made of batched products, and not where it is one call. Nor
+    does it know the products of 4-bit weights.
     """
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from danlu.cli.main import main
@@ -100,7 +118,8 @@ def counted_flops(arguments: list[str], steps: tuple[int, int] = (1, 2)) -> floa
         with FlopCounterMode(display=False) as counter:
             if main(["train", *arguments, f"max_steps={number}"]):
                 raise RuntimeError(f"danlu train {' '.join(arguments)} failed")
-        totals.append(counter.get_total_flops())
+        totals.append(sum(count for kind, count in counter.get_flop_counts()["Global"].items()
+                          if kind is not torch.ops.aten.bmm))
     return float(totals[1] - totals[0])
 
 

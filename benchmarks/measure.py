@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.workload import RANKED, Workload
+from benchmarks.workload import ANSWER_TOKENS, GROUP, RANKED, SAMPLED, Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / ".bench"
@@ -30,12 +30,6 @@ KINDS = {"pt": "prose", "sft": "chat", "rm": "pairs", "dpo": "pairs", "kto": "ve
          "grpo": "prompts"}
 """The data set of each stage; a stage that is not here is not measured."""
 PEERS_KINDS = {"ranked": "ranked_pairs"}
-ANSWER_TOKENS = 64
-"""Length of sampled answers; a random model ends next to none of them earlier."""
-GROUP = 8
-"""Answers sampled for each prompt by GRPO."""
-SAMPLED = {"ppo": 1, "grpo": GROUP}
-"""Stages whose tok/s counts sampled answers, and how many answers each prompt gets."""
 STEP = re.compile(r"^step (\d+)/\d+ ")
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"finetuning_type": "full"}, "lora": {"finetuning_type": "lora"},

@@ -21,6 +21,12 @@ AROUND = 3
 """Tokens of the template in each row."""
 RANKED = 4
 """Answers of a ranked row, as long as the row's answer."""
+ANSWER_TOKENS = 64
+"""Length of sampled answers; a random model ends next to none of them earlier."""
+GROUP = 8
+"""Answers sampled for each prompt by GRPO."""
+SAMPLED = {"ppo": 1, "grpo": GROUP}
+"""Stages whose tok/s counts sampled answers, and how many answers each prompt gets."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,8 @@ class Shared:
             query_CND = normed(attention.q_norm, query_CND, query_CND.dtype)
             key_CND = normed(attention.k_norm, key_CND, key_CND.dtype)
         cos_1CD, sin_1CD = self.turn
-        query_CND, key_CND = (rotate(one, cos_1CD[0], sin_1CD[0], dtype) for one in (query_CND, key_CND))
+        turned = torch.promote_types(dtype, torch.float32) if torch.is_autocast_enabled("cpu") else dtype
+        query_CND, key_CND = (rotate(one, cos_1CD[0], sin_1CD[0], turned) for one in (query_CND, key_CND))
         query_1NCD, key_1NCD, value_1NCD = (
             one.transpose(0, 1)[None] for one in (query_CND, key_CND, value_CND))
         attended_1CND = attend_segments(

@@ -7,8 +7,8 @@ import torch
 
 from danlu.core.errors import CapabilityError, ConfigError
 
-KERNELS_KEPT = 192
-"""More than a micro-batch needs, layers sharing them: 15 for the linear layers, 6 for each shape of a segment."""
+KERNELS_KEPT = 128
+"""More than a micro-batch needs, whose layers share them: 15 of the linear layers in either direction."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@
 
 P is kept for the backward pass. Rows are taken in strips, so that most of what lies above the diagonal is never
 computed; the query heads that share a key head are rows of one product. torch's own fused attention on processors takes
-strips of 32 and 64 rows up to 768 tokens, which are too thin for its products. Knows nothing of transformers.
+strips of 32 and 64 rows up to 768 tokens, which are too thin for its products. 16-bit inputs are taken in float32: a
+16-bit product of a shape not met before costs a processor ten times as much as the next one, and lengths differ.
+Knows nothing of transformers.
 
 Shape legend: H query heads, K key/value heads, G = H / K, T tokens of the stream, D head width, N equal blocks, R rows
 of a strip, B tokens that stand before a block, M keys that a strip sees.
@@ -21,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from danlu.models.precision import cpu_has_fast_bf16
 from danlu.models.segments import Segments
 
 MAX_TOKENS = 768
@@ -29,10 +30,9 @@ MAX_TOKENS = 768
 STRIP_ROWS = 128
 
 
-def serves(device: torch.device, dtype: torch.dtype, segments: Segments, window: int | None) -> bool:
+def serves(device: torch.device, segments: Segments, window: int | None) -> bool:
     """Return whether products are the way to go: a processor, short blocks, and a window that cuts nothing."""
-    is_fast = dtype in (torch.float32, torch.float64) or (dtype == torch.bfloat16 and cpu_has_fast_bf16())
-    if device.type != "cpu" or not is_fast:
+    if device.type != "cpu":
         return False
     longest = max((own + before for own, before in zip(segments.lengths, segments.prefixes, strict=True)), default=0)
     return longest < MAX_TOKENS and (window is None or window >= longest)
@@ -40,8 +40,9 @@ def serves(device: torch.device, dtype: torch.dtype, segments: Segments, window:
 
 def attend_by_products(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, segments: Segments,
                        scale: float) -> Tensor:
-    """Return causal attention inside the segments of a stream, (1, T, H, D); all three have one dtype."""
-    inputs = (query_1HTD[0], key_1KTD[0], value_1KTD[0])
+    """Return causal attention inside the segments of a stream, (1, T, H, D), float32 or float64."""
+    exact = torch.promote_types(query_1HTD.dtype, torch.float32)
+    inputs = [one[0].to(exact) for one in (query_1HTD, key_1KTD, value_1KTD)]
     keeps = torch.is_grad_enabled() and any(one.requires_grad for one in inputs)
     attended_THD: Tensor = _Products.apply(*inputs, segments, scale, keeps)
     return attended_THD[None]

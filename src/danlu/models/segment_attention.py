@@ -25,12 +25,11 @@ def attend_segments(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, se
         return attend_varlen(query_1HTD, key_1KTD, value_1KTD, segments, rule)
     if not rule.is_plain and flex_attention.serves(query_1HTD, value_1KTD, rule):
         return flex_attention.attend_flex(query_1HTD, key_1KTD, value_1KTD, segments, rule)
-    dtype = kernel_dtype(query_1HTD)
     is_bare = rule.is_plain and rule.dropout == 0.0
-    if is_bare and product_attention.serves(query_1HTD.device, dtype, segments, rule.window):
+    if is_bare and product_attention.serves(query_1HTD.device, segments, rule.window):
         scale = query_1HTD.shape[-1] ** -0.5 if rule.scale is None else rule.scale
-        return product_attention.attend_by_products(
-            query_1HTD.to(dtype), key_1KTD.to(dtype), value_1KTD.to(dtype), segments, scale)
+        attended = product_attention.attend_by_products(query_1HTD, key_1KTD, value_1KTD, segments, scale)
+        return attended.to(kernel_dtype(query_1HTD))
     return attend_by_group(query_1HTD, key_1KTD, value_1KTD, segments, rule)
 
 
