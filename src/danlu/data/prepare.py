@@ -102,11 +102,19 @@ def encode_to_disk(records: Records, encode: Encode, context: EncodeContext, fol
 
 
 def _processes(rows: int, context: EncodeContext) -> int:
-    wanted = context.config.preprocessing_num_workers or 1
-    if wanted > 1 and "fork" not in multiprocessing.get_all_start_methods():
-        notice("preprocessing_num_workers has no effect on this system: one process encodes")
+    asked = context.config.preprocessing_num_workers
+    if "fork" not in multiprocessing.get_all_start_methods():
+        if asked is not None and asked > 1:
+            notice("preprocessing_num_workers has no effect on this system: one process encodes")
         return 1
-    return max(1, min(wanted, rows // FEWEST_ROWS_A_PROCESS))
+    return max(1, min(asked or _cores(), rows // FEWEST_ROWS_A_PROCESS))
+
+
+def _cores() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _encode_shard(job: Job, index: int, start: int, end: int, *, is_talking: bool) -> Ledger:
