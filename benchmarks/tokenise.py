@@ -97,7 +97,8 @@ def table(times: dict[str, list[float]], tokens: int, rows: int) -> list[str]:
     hardware = machine()
     lines = [
         f"`python -m benchmarks.tokenise`, {date.today().isoformat()}: {rows:,} dialogues, {tokens:,} tokens, packs of",
-        f"{LENGTH}, {hardware['processor']}, load {hardware['load']}, medians of {len(times['danlu'])} rounds.", "",
+        f"{LENGTH}, {hardware['processor']}, load {hardware['load']}, rounds (their median counts): "
+        f"{len(times['danlu'])}.", "",
         "| | seconds | tok/s | danlu is times as fast |", "|---|---|---|---|"]
     for label, found in times.items():
         ratio = statistics.median(b / a for a, b in zip(times["danlu"], found, strict=True))

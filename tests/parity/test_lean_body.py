@@ -2,15 +2,18 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from danlu.models import lean_body
+from danlu.core.stream import Example
+from danlu.models import lean_body, product_attention
 from danlu.models.lean_body import LeanBody, is_fused
 from danlu.models.packed_lm import PackedLM
 from danlu.models.proof import base_of, body_of
+from danlu.models.stream_tensors import StreamTensors
 from tests.parity.test_last_layer import MODELS, stream
 from tests.parity.test_packed_families import sharpen
 from tests.tiny import tiny_model
@@ -54,6 +57,24 @@ def test_bf16_is_about_as_far_from_fp32_as_stock_layers_are(adapter: bool, monke
     assert 0 < ours <= 2 * stock
 
 
+@pytest.mark.parametrize("way", ["fp32", "autocast", "pure bf16"])
+def test_long_segments_go_through_the_fused_call(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past 768 tokens attention is torch's own, which takes one dtype for queries, keys and values."""
+    dtype = torch.bfloat16 if way == "pure bf16" else torch.float32
+    ids = np.random.default_rng(0).integers(3, 320, product_attention.MAX_TOKENS + 5)
+    data = StreamTensors.of([Example(ids, np.ones(len(ids), np.bool_))])
+    found = []
+    for families in (lean_body.FAMILIES, ()):
+        monkeypatch.setattr(lean_body, "FAMILIES", families)
+        packed = PackedLM(tiny_model("qwen3", max_position_embeddings=1024).to(dtype))
+        with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+            loss = packed(data)
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in packed.parameters())
+        found.append(loss.item())
+    assert found[0] == pytest.approx(found[1], rel=1e-5 if way == "fp32" else 1e-2)
+
+
 def test_layers_are_compiled_or_fused_but_not_both() -> None:
     layer, device = tiny_model().model.layers[0], torch.device("cpu")
     assert is_fused(layer, device)
@@ -74,6 +95,20 @@ def test_a_hook_on_what_would_be_passed_by_keeps_the_body_whole(path: str, serve
     base = tiny_model()
     hook(base.model.get_submodule(path))
     assert (LeanBody.of(base, body_of(base)) is not None) == served
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+def test_windows_are_those_that_stock_layers_hand_on(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Llama's config may carry a Mistral's key, which its layers do not read; segments are longer than the window."""
+    stock = MODELS[family.lower()]().eval()
+    stock.config.sliding_window = 3
+    for layer in stock.model.layers if family in ("Qwen2", "Qwen3") else ():
+        layer.self_attn.sliding_window = 3
+    found = []
+    for families in (lean_body.FAMILIES, ()):
+        monkeypatch.setattr(lean_body, "FAMILIES", families)
+        found.append(PackedLM(stock)(stream()).item())
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_another_norm_keeps_the_body_whole() -> None:

@@ -230,3 +230,19 @@ def test_no_rows_give_zero_with_a_path_for_every_gradient() -> None:
         assert total.item() == 0.0
         grads = torch.autograd.grad(total, (hidden, weight, bias))
         assert [g.abs().sum().item() for g in grads] == [0.0, 0.0, 0.0]
+
+
+def test_a_loss_scale_does_not_carry_float16_out_of_range() -> None:
+    """Hidden states near 10 times a scale of 65536 are no float16; the head still gets the gradient of float32."""
+    make = torch.Generator().manual_seed(0)
+    hidden, targets, scale = 10 * torch.randn(5, 8, generator=make), torch.tensor([0, 3, 7, 11, 2]), 65536.0
+    weight = 0.1 * torch.randn(12, 8, generator=make)
+    found = []
+    for is_half in (True, False):
+        head = weight.clone().requires_grad_()
+        with torch.autocast("cpu", torch.float16, enabled=is_half):
+            logps = linear_logps(hidden, head, targets)
+        logps.sum().mul(scale).backward()
+        assert head.grad is not None
+        found.append(head.grad / scale)
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)

@@ -49,7 +49,8 @@ class DataConfig(StrictConfig):
         json_schema_extra=only_with(mix_strategy=("interleave_under", "interleave_over", "interleave_once")))
     overwrite_cache: bool = Field(False, description="Encode again although a cached copy exists.")
     preprocessing_batch_size: int = Field(1000, ge=1, description="Records encoded at a time.")
-    preprocessing_num_workers: int | None = Field(None, ge=1, description="Processes that encode; unset: one a core, for 1000 rows each at least.")
+    preprocessing_num_workers: int | None = Field(
+        None, ge=1, description="Processes that encode; unset: one a core, at least 1000 rows each; streaming: none.")
     max_samples: int | None = Field(None, ge=1, description="Records taken from each set at most.")
     val_size: float = Field(
         0.0, ge=0, description="Part of the training records set aside for evaluation: a share below 1, or a count.")

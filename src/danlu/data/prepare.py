@@ -4,6 +4,7 @@ import gc
 import json
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +28,7 @@ COLUMNS = {"ids": np.int32, "trained": np.bool_, "weights": np.float32, "turns":
            "facts": np.float32, "notes": np.uint8}
 SECONDS_BETWEEN_LINES = 5.0
 FEWEST_ROWS_A_PROCESS = 1000
+MOST_UNASKED = 8
 
 Encode = Callable[[Sequence[Any], EncodeContext], list[Encoded]]
 
@@ -111,10 +113,11 @@ def _processes(rows: int, context: EncodeContext) -> int:
 
 
 def _cores() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many processes encode unasked: one a processor that this one may use, MOST_UNASKED at most.
+
+    One where forking is not the system's own way (macOS), as libraries there do not expect it.
+    """
+    return min(len(os.sched_getaffinity(0)), MOST_UNASKED) if sys.platform == "linux" else 1
 
 
 def _encode_shard(job: Job, index: int, start: int, end: int, *, is_talking: bool) -> Ledger:

@@ -21,7 +21,9 @@ PACKED = ("Linear4bit",)
 def project(module: Any, inputs_CI: Tensor) -> Tensor:
     """Return what `module` returns, (C, O): lean where it is a plain adapter on a plain or 4-bit matrix."""
     name = plain_adapter(module)
-    if name is None:
+    # without autocast peft computes an adapter in its own dtype and rounds once
+    is_mixed = name is not None and module.lora_A[name].weight.dtype != inputs_CI.dtype
+    if name is None or (is_mixed and not torch.is_autocast_enabled(inputs_CI.device.type)):
         out: Tensor = module(inputs_CI)
         return out
     return add_low_rank(module.base_layer(inputs_CI), inputs_CI, module.lora_A[name].weight,
@@ -40,8 +42,14 @@ def plain_adapter(module: Any) -> str | None:
     down, up, dropout = (part[active[0]] for part in (module.lora_A, module.lora_B, module.lora_dropout))
     is_still = isinstance(dropout, nn.Identity) or not dropout.training
     is_bare = type(down) is type(up) is nn.Linear and down.bias is None and up.bias is None
-    hooked = any(one._forward_hooks or one._forward_pre_hooks for one in (module, down, up))
+    hooked = any(is_hooked(one) for one in (module, base, down, up, dropout))
     return active[0] if is_still and is_bare and not hooked else None
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether something is to happen around a module's own forward or backward pass."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                or module._backward_pre_hooks or hasattr(module, "_hf_hook"))
 
 
 def add_low_rank(out_CO: Tensor, inputs_CI: Tensor, down_rI: Tensor, up_Or: Tensor, scale: float) -> Tensor:
@@ -70,8 +78,9 @@ class _LowRank(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         inputs, down, up, inner = ctx.saved_tensors
         _, wants_inputs, wants_down, wants_up, _ = ctx.needs_input_grad
-        d_inner = (upstream @ up.to(upstream.dtype)).mul_(ctx.scale)
-        d_inputs = (d_inner @ down.to(upstream.dtype)).to(inputs.dtype) if wants_inputs else None
-        d_down = (d_inner.t() @ inputs.to(upstream.dtype)).to(down.dtype) if wants_down else None
-        d_up = (upstream.t() @ inner).mul_(ctx.scale).to(up.dtype) if wants_up else None
+        with torch.autocast(upstream.device.type, enabled=False):
+            d_inner = (upstream @ up.to(upstream.dtype)).mul_(ctx.scale)
+            d_inputs = (d_inner @ down.to(upstream.dtype)).to(inputs.dtype) if wants_inputs else None
+            d_down = (d_inner.t() @ inputs.to(upstream.dtype)).to(down.dtype) if wants_down else None
+            d_up = (upstream.t() @ inner).mul_(ctx.scale).to(up.dtype) if wants_up else None
         return upstream, d_inputs, d_down, d_up, None

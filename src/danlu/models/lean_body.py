@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from danlu.models.head import is_sharded
-from danlu.models.lean_adapter import project
+from danlu.models.lean_adapter import is_hooked, project
 from danlu.models.lean_ops import rms_norm, rotate
 from danlu.models.segment_attention import Rule, attend_segments
 from danlu.models.segments import Layout
@@ -81,7 +81,7 @@ class LeanBody:
         body: Any = self.body
         hidden_CH = body.embed_tokens(layout.input_ids[None])[0]
         cos_1CD, sin_1CD = body.rotary_emb(hidden_CH[None], position_ids=layout.position_ids[None])
-        shared = Shared(layout, (cos_1CD, sin_1CD))
+        shared = Shared(self.family, layout, (cos_1CD, sin_1CD))
         last = body.layers[-1]
         for layer in body.layers[:-1]:
             hidden_CH = shared.run(layer, hidden_CH)
@@ -102,11 +102,6 @@ def is_plain(layer: Any, family: str) -> bool:
     return own and type(layer.mlp).__name__ == f"{family}MLP"
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Return whether something is to happen around a module's own forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
-
-
 def is_fused(layer: Any, device: torch.device) -> bool:
     """Return whether a layer is run in its parts: on a processor, unless it or its parts are compiled."""
     return device.type == "cpu" and all(one._compiled_call_impl is None for one in (layer, *layer.children()))
@@ -116,6 +111,7 @@ def is_fused(layer: Any, device: torch.device) -> bool:
 class Shared:
     """What every layer of a pass is given."""
 
+    family: str
     layout: Layout
     turn: tuple[Tensor, Tensor]
 
@@ -147,13 +143,14 @@ class Shared:
             query_CND = normed(attention.q_norm, query_CND, query_CND.dtype)
             key_CND = normed(attention.k_norm, key_CND, key_CND.dtype)
         cos_1CD, sin_1CD = self.turn
-        turned = torch.promote_types(dtype, torch.float32) if torch.is_autocast_enabled("cpu") else dtype
+        # one dtype for all three, unless autocast gives them one
+        turned = torch.float32 if torch.is_autocast_enabled("cpu") else value_CND.dtype
         query_CND, key_CND = (rotate(one, cos_1CD[0], sin_1CD[0], turned) for one in (query_CND, key_CND))
         query_1NCD, key_1NCD, value_1NCD = (
             one.transpose(0, 1)[None] for one in (query_CND, key_CND, value_CND))
         attended_1CND = attend_segments(
             query_1NCD, key_1NCD, value_1NCD, self.layout.segments,
-            Rule(attention.scaling, window_of(attention),
+            Rule(attention.scaling, window_of(attention, self.family),
                  dropout=attention.attention_dropout if attention.training else 0.0))
         return hidden_CH + project(attention.o_proj, attended_1CND[0].flatten(1))
 
@@ -193,11 +190,11 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def window_of(attention: Any) -> int | None:
-    """Return the sliding window of a layer as the families name it: beside the layer, or for all in the config."""
-    kept: int | None = (attention.sliding_window if hasattr(attention, "sliding_window")
-                        else getattr(attention.config, "sliding_window", None))
-    return kept
+def window_of(attention: Any, family: str) -> int | None:
+    """Return the sliding window of a layer; a key of that name in a Llama's config means nothing to a Llama."""
+    named_in = {"Mistral": attention.config, "Qwen2": attention, "Qwen3": attention}.get(family)
+    window: int | None = getattr(named_in, "sliding_window", None)
+    return window
 
 
 def num_weights(module: nn.Module) -> int:

@@ -14,7 +14,7 @@ Shape legend: H query heads, K key/value heads, G = H / K, T tokens of the strea
 of a strip, B tokens that stand before a block, M keys that a strip sees.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -108,20 +108,25 @@ class _Products(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, upstream_THD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        key_KTD, value_KTD, out_THD, *kept = ctx.saved_tensors
-        # rowsum(dO o O) = rowsum(dP o P)
-        delta_HT1 = (upstream_THD * out_THD).sum(-1, keepdim=True).transpose(0, 1)
-        upstream_HTD = upstream_THD.transpose(0, 1)
-        d_query = torch.empty_like(out_THD).transpose(0, 1)
-        d_key, d_value = torch.zeros_like(key_KTD), torch.zeros_like(value_KTD)
-        for strip, rows, weights in zip(ctx.strips, kept[::2], kept[1::2], strict=True):
-            grads = _take_rows(upstream_HTD, strip, len(key_KTD))
-            _add_keys(d_value, strip, torch.bmm(weights.transpose(1, 2), grads))
-            d_scores = torch.bmm(grads, _take_keys(value_KTD, strip).transpose(1, 2))
-            d_scores.sub_(_take_rows(delta_HT1, strip, len(key_KTD))).mul_(weights)
-            _put_rows(d_query, strip, torch.bmm(d_scores, _take_keys(key_KTD, strip)))
-            _add_keys(d_key, strip, torch.bmm(d_scores.transpose(1, 2), rows))
-        return d_query.mul_(ctx.scale), d_key, d_value, None, None, None
+        with torch.autocast("cpu", enabled=False):
+            return (*_gradients(upstream_THD, *ctx.saved_tensors, strips=ctx.strips, scale=ctx.scale), None, None, None)
+
+
+def _gradients(upstream_THD: Tensor, key_KTD: Tensor, value_KTD: Tensor, out_THD: Tensor, *kept: Tensor,
+               strips: Sequence[Strip], scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return dQ, dK and dV in the layout of Q, K and V; `kept` holds the scaled rows and P of each strip in turn."""
+    delta_HT1 = (upstream_THD * out_THD).sum(-1, keepdim=True).transpose(0, 1)
+    upstream_HTD = upstream_THD.transpose(0, 1)
+    d_query_HTD = torch.empty_like(out_THD).transpose(0, 1)
+    d_key_KTD, d_value_KTD = torch.zeros_like(key_KTD), torch.zeros_like(value_KTD)
+    for strip, rows, weights in zip(strips, kept[::2], kept[1::2], strict=True):
+        grads = _take_rows(upstream_HTD, strip, len(key_KTD))
+        _add_keys(d_value_KTD, strip, torch.bmm(weights.transpose(1, 2), grads))
+        d_scores = torch.bmm(grads, _take_keys(value_KTD, strip).transpose(1, 2))
+        d_scores.sub_(_take_rows(delta_HT1, strip, len(key_KTD))).mul_(weights)
+        _put_rows(d_query_HTD, strip, torch.bmm(d_scores, _take_keys(key_KTD, strip)))
+        _add_keys(d_key_KTD, strip, torch.bmm(d_scores.transpose(1, 2), rows))
+    return d_query_HTD.mul_(scale), d_key_KTD, d_value_KTD
 
 
 def _weights(rows: Tensor, keys: Tensor, size: int) -> Tensor:
@@ -134,7 +139,8 @@ def _weights(rows: Tensor, keys: Tensor, size: int) -> Tensor:
 @lru_cache(maxsize=256)
 def _above_diagonal(size: int, dtype: torch.dtype) -> Tensor:
     """Return (R, R): -inf above the diagonal, 0 elsewhere."""
-    return torch.full((size, size), -torch.inf, dtype=dtype).triu_(1)
+    with torch.inference_mode(False):
+        return torch.full((size, size), -torch.inf, dtype=dtype, device="cpu").triu_(1)
 
 
 def _take_rows(values_HTX: Tensor, strip: Strip, groups: int) -> Tensor:

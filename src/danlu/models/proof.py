@@ -91,8 +91,8 @@ def make_plan(model: nn.Module, stream: StreamTensors) -> RunPlan:
         against = _why_not_packed(base, probe, hidden)
         head, objection = _find_head(model, hidden, batch.gather(own, everything))
         apart = against or _why_apart(base, stream)
-        lean = None if against else _find_lean(base, probe)
-    return RunPlan(not against, head, tuple(reason for reason in (against, objection) if reason), apart, lean)
+        lean, whole = (None, "") if against else _find_lean(base, probe)
+    return RunPlan(not against, head, tuple(reason for reason in (against, objection, whole) if reason), apart, lean)
 
 
 def probe_of(stream: StreamTensors) -> StreamTensors:
@@ -150,14 +150,21 @@ def _why_apart(base: PreTrainedModel, stream: StreamTensors) -> str:
     return "" if agree(base, once, apart) else f"{name} computes something else over shared prompts"
 
 
-def _find_lean(base: PreTrainedModel, probe: StreamTensors) -> LeanBody | None:
-    """Return the lean body of a known family if a few of its rows come out as they do from the whole body."""
-    lean = LeanBody.of(base, body_of(base))
+def _find_lean(base: PreTrainedModel, probe: StreamTensors) -> tuple[LeanBody | None, str]:
+    """Return the lean body of a known family if a few of its rows come out as they do from the whole body; or why not.
+
+    Families that have none need no reason.
+    """
+    lean, name = LeanBody.of(base, body_of(base)), type(base).__name__
     if lean is None:
-        return None
+        return None, ""
     layout, rows = Layout.of(probe, shared=False), torch.arange(0, probe.num_tokens, 3, device=probe.input_ids.device)
-    with implementation(base, IMPLEMENTATION):
-        return lean if agree(base, lean.hidden(layout, rows, cut=True), packed_hidden(base, layout)[rows]) else None
+    try:
+        with implementation(base, IMPLEMENTATION):
+            found, expected = lean.hidden(layout, rows, cut=True), packed_hidden(base, layout)[rows]
+    except (AttributeError, TypeError, IndexError, NotImplementedError, RuntimeError) as error:
+        return None, f"{name} does not run in its parts ({type(error).__name__})"
+    return (lean, "") if agree(base, found, expected) else (None, f"{name} computes something else in its parts")
 
 
 def randomness(model: nn.Module) -> list[nn.Module]:

@@ -51,7 +51,8 @@ def keep_packing(model: nn.Module) -> None:
     """Keep 4-bit weights as they were stored, also where bitsandbytes would repack them for the processor.
 
     On AVX512-BF16 processors its first evaluation forward rounds the scales to bfloat16, for good: an evaluation in the
-    middle of a run would change what is trained. It also fails on matrices narrower than a block of 64.
+    middle of a run would change what is trained, and an answer would come from other weights than the trained ones. It
+    also fails on matrices narrower than a block of 64. The price: its 4-bit product for such processors is not used.
     """
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
