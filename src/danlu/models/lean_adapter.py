@@ -3,7 +3,7 @@
     y = W x + s B u,  u = A x                                                Hu et al. 2021, arXiv 2106.09685, Eq. 3
     du = s B^T dy,  dA = du x^T,  dB = s dy u^T,  dx = W^T dy + A^T du
 
-peft makes s B u, the sum and, over 4 bits, a copy of W x as tensors of their own. Shape legend: C tokens, I inputs and
+peft makes s B u and the sum as tensors of their own. Shape legend: C tokens, I inputs and
 O outputs of the matrix, r rank.
 """
 
@@ -26,8 +26,11 @@ def project(module: Any, inputs_CI: Tensor) -> Tensor:
     if name is None or (is_mixed and not torch.is_autocast_enabled(inputs_CI.device.type)):
         out: Tensor = module(inputs_CI)
         return out
-    return add_low_rank(module.base_layer(inputs_CI), inputs_CI, module.lora_A[name].weight,
-                        module.lora_B[name].weight, module.scaling[name])
+    base_CO = module.base_layer(inputs_CI)
+    if type(module.base_layer) is not nn.Linear:
+        base_CO = base_CO.clone()  # a 4-bit product may hand out a view, which autograd lets nobody change
+    return add_low_rank(base_CO, inputs_CI, module.lora_A[name].weight, module.lora_B[name].weight,
+                        module.scaling[name])
 
 
 def plain_adapter(module: Any) -> str | None:
