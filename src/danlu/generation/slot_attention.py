@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from danlu.models.attention_rule import kernel_dtype
 from danlu.models.segment_attention import Rule, attend_by_hand, attend_segments
 from danlu.models.segments import Segments
 
@@ -141,12 +142,6 @@ def _row_groups(positions: Sequence[int], device: torch.device) -> list[RowGroup
         groups.append(RowGroup(
             start, start + len(mine), max(mine) + 1, torch.tensor(mine, device=device), min(mine) < max(mine)))
     return groups
-
-
-def kernel_dtype(query: Tensor) -> torch.dtype:
-    """Return the dtype attention runs in: under autocast rotary embeddings may have left the query in float32."""
-    kind = query.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
 
 
 _IN_FLIGHT: ContextVar[Pass | None] = ContextVar("danlu_slot_pass", default=None)

@@ -128,8 +128,7 @@ def _per_head(value: float, heads: int, dtype: torch.dtype, device: torch.device
 
 def mask_of(segments: Segments, window: int | None, device: torch.device) -> BlockMask:
     """Return which keys each token of the stream sees; the same object for the same layout, window and device."""
-    longest = max(own + before for own, before in zip(segments.lengths, segments.prefixes, strict=True))
-    window = None if window is None or window >= longest else window
+    window = None if window is None or window >= segments.most_seen else window
     return _mask(segments.lengths, segments.parents if any(segments.prefixes) else (), window, device)
 
 

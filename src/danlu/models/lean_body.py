@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from danlu.models.attention_rule import kernel_dtype
 from danlu.models.head import is_sharded
 from danlu.models.lean_adapter import is_hooked, project
 from danlu.models.lean_ops import rms_norm, rotate
@@ -134,7 +135,7 @@ class Shared:
             attended_1CH, _ = layer.self_attn(
                 hidden_states=layer.input_layernorm(hidden_CH[None]), **self._arguments())
             return hidden_CH + attended_1CH[0]
-        attention, dtype = layer.self_attn, compute_dtype(hidden_CH)
+        attention, dtype = layer.self_attn, kernel_dtype(hidden_CH)
         normed_CH = normed(layer.input_layernorm, hidden_CH, dtype)
         query_CND, key_CND, value_CND = (
             project(one, normed_CH).unflatten(-1, (-1, attention.head_dim))
@@ -165,7 +166,7 @@ def feed_forward(layer: Any, hidden_XH: Tensor) -> Tensor:
     if not is_fused(layer, hidden_XH.device):
         out: Tensor = hidden_XH + mlp(norm(hidden_XH))
         return out
-    normed_XH = normed(norm, hidden_XH, compute_dtype(hidden_XH))
+    normed_XH = normed(norm, hidden_XH, kernel_dtype(hidden_XH))
     if is_hooked(mlp):
         return hidden_XH + mlp(normed_XH)
     gated = mlp.act_fn(project(mlp.gate_proj, normed_XH)) * project(mlp.up_proj, normed_XH)
@@ -182,12 +183,6 @@ def normed(norm: Any, hidden: Tensor, dtype: torch.dtype) -> Tensor:
     """Call a family's norm in its fused form; weights wider than the stream (`upcast_layernorm`) decide the dtype."""
     widest = torch.promote_types(hidden.dtype, norm.weight.dtype)
     return rms_norm(hidden, norm.weight, norm.variance_epsilon, dtype if widest == hidden.dtype else widest)
-
-
-def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the dtype that the products take: under autocast they would round the norm's output anyway."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
 def window_of(attention: Any, family: str) -> int | None:

@@ -34,8 +34,7 @@ def serves(device: torch.device, segments: Segments, window: int | None) -> bool
     """Return whether products are the way to go: a processor, short blocks, and a window that cuts nothing."""
     if device.type != "cpu":
         return False
-    longest = max((own + before for own, before in zip(segments.lengths, segments.prefixes, strict=True)), default=0)
-    return longest < MAX_TOKENS and (window is None or window >= longest)
+    return segments.most_seen < MAX_TOKENS and (window is None or window >= segments.most_seen)
 
 
 def attend_by_products(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, segments: Segments,

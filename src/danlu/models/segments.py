@@ -41,6 +41,11 @@ class Segments:
         return tuple(self.lengths[parent] if parent >= 0 else 0 for parent in self.parents) or (0,) * len(self.lengths)
 
     @cached_property
+    def most_seen(self) -> int:
+        """Tokens that the last token of some block sees, at most over all blocks; 0 without blocks."""
+        return max((own + before for own, before in zip(self.lengths, self.prefixes, strict=True)), default=0)
+
+    @cached_property
     def groups(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
         """Blocks of one shape: (tokens before it, which blocks), so that equal ones share one attention call."""
         by_shape: dict[tuple[int, int], list[int]] = {}
