@@ -40,7 +40,7 @@ from danlu.models.groups import optimizer_groups
 from danlu.models.load import load_model
 from danlu.models.neftune import add_embedding_noise
 from danlu.models.packed_lm import PackedLM
-from danlu.models.precision import Precision, bound_kernel_cache, resolve_precision
+from danlu.models.precision import Precision, bound_kernel_cache, keep_freed_memory, resolve_precision
 from danlu.models.proof import base_of
 from danlu.models.reference import load_reference
 from danlu.models.save import ModelSaver, load_scoring_head, stock_model
@@ -306,8 +306,10 @@ def run_precision(config: RunConfig, prepared: Prepared | None = None) -> Precis
 
     `bf16: auto` is tried on the first batch of `prepared`; where nothing is prepared it counts as off.
     """
-    bound_kernel_cache()
     on_gpu = torch.cuda.is_available() and not config.engine.use_cpu
+    if not on_gpu:
+        bound_kernel_cache()
+        keep_freed_memory()
     device, bf16 = torch.device("cuda" if on_gpu else "cpu"), config.engine.bf16
     if bf16 == "auto":
         bf16 = prepared is not None and not config.adapter.pure_bf16 and chooses_bf16(config, prepared, device)

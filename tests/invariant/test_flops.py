@@ -37,20 +37,36 @@ SLACK = 1.05
 STAGE_NAMES = ("sft", "pt", "rm", "dpo", "kto")
 
 
-class Seen(TorchDispatchMode):
-    """Remembers the largest tensor of V columns and counts the updates of the optimiser."""
+def watch_logits(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """Collect how many logits each block of the head has, and how many a tile keeps."""
+    seen: dict[str, list[int]] = {"block": [], "tile": []}
+    form, sweep = head._Head.logits, head._Head.sweep
+
+    def logits(self: Any, *args: Any) -> Any:
+        made = form(self, *args)
+        seen["block"].append(made[0].numel())
+        return made
+
+    def keep(self: Any, *args: Any, **keys: Any) -> Any:
+        swept = sweep(self, *args, **keys)
+        seen["tile"].append(sum(block.values_tc.numel() for block in swept.kept))
+        return swept
+
+    monkeypatch.setattr(head._Head, "logits", logits)
+    monkeypatch.setattr(head._Head, "sweep", keep)
+    return seen
+
+
+class Updates(TorchDispatchMode):
+    """Counts the updates of the optimiser."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.largest, self.updates = 0, 0
+        self.number = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.updates += func.overloadpacket == torch.ops.aten._fused_adamw_
-        # a transposed head has V columns too, and is no contiguous tensor
-        if isinstance(out, torch.Tensor) and out.ndim == 2 and out.shape[1] == VOCABULARY and out.is_contiguous():
-            self.largest = max(self.largest, out.numel())
-        return out
+        self.number += func.overloadpacket == torch.ops.aten._fused_adamw_
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -172,10 +188,15 @@ def test_logits_never_exceed_a_tile_and_each_group_is_one_update(stage: str, mon
     """Tiles of at most 64 rows although each stage supervises more; one fused call for each group of parameters."""
     monkeypatch.setattr(head, "MIN_TILE_ROWS", 64)
     monkeypatch.setitem(head.TILE_BYTES, "cpu", 4 * VOCABULARY * 64)
+    monkeypatch.setitem(head.MAX_TILE_ROWS, "cpu", 64)
+    monkeypatch.setitem(head.BLOCK_BYTES, "cpu", 4 * VOCABULARY * 16)
     setup, rows = build(stage, "full"), examples(stage)
     assert sum(int(row.trained.sum()) for row in rows) > 64
     setup.stepper.run(rows, counts=True, step=1)
-    with Seen() as seen:
+    seen = watch_logits(monkeypatch)
+    with Updates() as updates:
         setup.stepper.run(rows, counts=True, step=2)
-    assert seen.largest <= (0 if stage == "rm" else 64 * VOCABULARY)
-    assert seen.updates == setup.groups
+    assert max(seen["block"], default=0) <= 16 * VOCABULARY
+    assert max(seen["tile"], default=0) <= (0 if stage == "rm" else 64 * VOCABULARY)
+    assert any(seen["tile"]) == (stage in ("pt", "sft"))  # the others form several tiles again instead
+    assert updates.number == setup.groups

@@ -235,7 +235,7 @@ def test_logits_never_exist_beyond_one_tile(wrapped: bool) -> None:
     assert data.num_rows == 1960 and tile < 1100
     with LargestLogits(vocab) as watch:
         packed(data).backward()
-    assert watch.rows == tile
+    assert watch.rows == tile if wrapped else watch.rows == 0  # the tiled head makes blocks of words, see test_flops
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["full", "frozen head"])

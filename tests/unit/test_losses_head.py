@@ -7,17 +7,27 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from danlu.losses import linear_cross_entropy as head_module
 from danlu.losses.linear_cross_entropy import (
+    MAX_TILE_ROWS,
     MIN_TILE_ROWS,
     TILE_BYTES,
-    LogitTransform,
     linear_cross_entropy,
     linear_logps,
     tile_rows_for,
 )
+from danlu.losses.logit_transform import LogitTransform
 from danlu.losses.logprobs import reference_logps, reference_nll_sum
 
 TRANSFORMS = [LogitTransform(), LogitTransform(scale=0.25), LogitTransform(softcap=1.5), LogitTransform(2.0, 3.0)]
+
+
+@pytest.fixture(params=["one block", "blocks of four words"])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param != "one block":
+        monkeypatch.setattr(head_module, "BLOCK_WORDS", 4)
+        monkeypatch.setitem(head_module.BLOCK_BYTES, "cpu", 1)
+    return str(request.param)
 
 
 class Watch(TorchDispatchMode):
@@ -77,6 +87,7 @@ def test_soft_capping_by_hand() -> None:
     assert hidden.grad is not None and hidden.grad.item() == pytest.approx(share * (1 - z * z) * 2, abs=1e-14)
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("tile_rows", [1, 3, 7, 50])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -96,6 +107,7 @@ def test_loss_and_gradients_equal_the_float64_oracle(
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("tile_rows", [2, 50])
 def test_logps_equal_the_float64_oracle(transform: LogitTransform, tile_rows: int) -> None:
@@ -110,6 +122,7 @@ def test_logps_equal_the_float64_oracle(transform: LogitTransform, tile_rows: in
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_gradcheck(transform: LogitTransform) -> None:
     hidden, weight, bias, targets, _ = operands(rows=3, hidden=2, vocab=4)
@@ -146,10 +159,10 @@ def test_matrix_products_are_three_two_with_a_frozen_head_and_one_without_gradie
 
 
 @pytest.mark.parametrize(("tile_rows", "frozen", "forward_pass", "backward_pass"), [
-    (6, False, 1, 2), (6, True, 1, 1), (3, False, 2, 6), (3, True, 2, 4)])
+    (6, False, 2, 1), (6, True, 2, 0), (3, False, 4, 4), (3, True, 4, 0)])
 def test_row_logps_keep_a_single_tile_and_form_several_again(
         tile_rows: int, frozen: bool, forward_pass: int, backward_pass: int) -> None:
-    """One tile: 3 products in all, 2 with a frozen head; two tiles: twice 4, or twice 3."""
+    """One tile: 3 products in all; two tiles: twice 4; 2 a tile with a frozen head, none in the backward pass."""
     hidden, weight, _, targets, _ = operands(rows=6, dtype=torch.float32)
     weight.requires_grad_(not frozen)
     with Watch() as forward:
@@ -168,6 +181,24 @@ def test_without_grad_mode_the_number_is_the_same_and_no_gradient_is_formed() ->
     assert scored.item() == trained.item() and not scored.requires_grad
 
 
+@pytest.mark.parametrize("largest", [0, 5, 10])
+def test_logits_of_any_size_stay_finite_wherever_the_largest_is(
+        largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of +-20,000 in blocks of four: exp overflows at 89, and the largest one may stand in any block."""
+    monkeypatch.setattr(head_module, "BLOCK_WORDS", 4)
+    monkeypatch.setitem(head_module.BLOCK_BYTES, "cpu", 1)
+    hidden = torch.full((3, 2), 100.0, requires_grad=True)
+    weight = torch.linspace(-100.0, 50.0, 22).reshape(11, 2)
+    weight[largest] = 100.0
+    weight.requires_grad_()
+    logps = linear_logps(hidden, weight, torch.tensor([largest, 0, 10]))
+    expected = torch.log_softmax(hidden.double() @ weight.double().t(), dim=1)[[0, 1, 2], [largest, 0, 10]]
+    torch.testing.assert_close(logps.double(), expected, rtol=1e-6, atol=1e-3)
+    wanted = torch.autograd.grad(expected.sum(), (hidden, weight))
+    for one, other in zip(torch.autograd.grad(logps.sum(), (hidden, weight)), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)
+
+
 def test_no_tensor_is_larger_than_a_tile_or_the_head() -> None:
     """600 rows of 1000 words in tiles of 50: nothing has more than 50 * 1000 entries, all logits would be 600,000."""
     hidden, weight, _, targets, weights = operands(rows=600, hidden=8, vocab=1000, dtype=torch.float32)
@@ -184,6 +215,7 @@ def test_tiles_are_equal_and_fit_the_budget() -> None:
         size = tile_rows_for(rows, vocab, cpu)
         assert size >= 1
         assert size <= MIN_TILE_ROWS or size * vocab * 4 <= TILE_BYTES["cpu"]
+        assert size <= MAX_TILE_ROWS["cpu"]
     assert tile_rows_for(257, 10**7, cpu) == 129
 
 
@@ -206,6 +238,7 @@ def test_bfloat16_weights_sum_and_gradients_in_float32() -> None:
     assert error < 5e-3
 
 
+@pytest.mark.usefixtures("blocks")
 def test_under_bfloat16_autocast_the_loss_and_the_gradients_stay_float32() -> None:
     hidden, weight, bias, targets, weights = operands(rows=64, hidden=16, vocab=50, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -232,6 +265,7 @@ def test_no_rows_give_zero_with_a_path_for_every_gradient() -> None:
         assert [g.abs().sum().item() for g in grads] == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.usefixtures("blocks")
 def test_a_loss_scale_does_not_carry_float16_out_of_range() -> None:
     """Hidden states near 10 times a scale of 65536 are no float16; the head still gets the gradient of float32."""
     make = torch.Generator().manual_seed(0)

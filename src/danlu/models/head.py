@@ -18,12 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 from transformers import PreTrainedConfig
 
-from danlu.losses.linear_cross_entropy import (
-    LogitTransform,
-    linear_cross_entropy,
-    linear_logps,
-    tile_rows_for,
-)
+from danlu.losses.linear_cross_entropy import linear_cross_entropy, linear_logps, tile_rows_for
+from danlu.losses.logit_transform import LogitTransform
 
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 

@@ -1,5 +1,6 @@
 """Which number format computes and which one stores, as the device allows. Master weights stay float32."""
 
+import ctypes
 import os
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ from danlu.core.errors import CapabilityError, ConfigError
 
 KERNELS_KEPT = 128
 """More than a micro-batch needs, whose layers share them: 15 of the linear layers in either direction."""
+
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
+"""Names of malloc.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,22 @@ def bound_kernel_cache() -> None:
     setting stands. Call it before the first product.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
+
+
+def keep_freed_memory() -> None:
+    """Let the C library hand freed memory out again at once, up to 2 GiB of it, and not return it to the system.
+
+    By default each tensor of more than 32 MiB is asked of the system, which fills every page with zeros anew: a third
+    of a step with a large vocabulary. A user's own MALLOC_* or GLIBC_TUNABLES stand; other C libraries are left alone.
+    """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def cpu_has_fast_bf16() -> bool:
