@@ -7,12 +7,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from danlu.core.stream import Example
 from danlu.models import lean_body, product_attention
 from danlu.models.lean_body import LeanBody, is_fused
 from danlu.models.packed_lm import PackedLM
 from danlu.models.proof import base_of, body_of
+from danlu.models.segments import Layout
 from danlu.models.stream_tensors import StreamTensors
 from tests.parity.test_last_layer import MODELS, stream
 from tests.parity.test_packed_families import sharpen
@@ -73,6 +75,51 @@ def test_long_segments_go_through_the_fused_call(way: str, monkeypatch: pytest.M
         assert all(p.grad is not None and p.grad.isfinite().all() for p in packed.parameters())
         found.append(loss.item())
     assert found[0] == pytest.approx(found[1], rel=1e-5 if way == "fp32" else 1e-2)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["plain", "tree"])
+def test_a_rounded_layout_changes_no_number(shared: bool) -> None:
+    """Six and seven tokens behind one prompt of 17, then seven alone: 54 tokens, 37 computed, both become 64."""
+    make = np.random.default_rng(0)
+    ids = [make.integers(3, 300, n) for n in (17, 6, 7, 7)]
+    pair = Example(np.concatenate([ids[0], ids[1], ids[0], ids[2]]), np.ones(47, np.bool_), lengths=(23, 24))
+    data = StreamTensors.of([pair, Example(ids[3], np.ones(7, np.bool_))])
+    layout = Layout.of(data, shared=shared)
+    assert len(layout.input_ids) == (37 if shared else 54)
+    found = []
+    for one in (layout, layout.rounded(32)):
+        model = tiny_model("llama")
+        lean = LeanBody.of(base_of(model), body_of(base_of(model)))
+        assert lean is not None
+        hidden = lean.hidden(one, data.loss_rows, cut=False)
+        hidden.square().sum().backward()
+        found.append([hidden, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(layout.rounded(32).input_ids) == sum(layout.rounded(32).segments.lengths) == 64
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_products_of_a_16_bit_pass_have_rounded_numbers_of_rows() -> None:
+    packed = PackedLM(tiny_model("llama"))
+    data = StreamTensors.of([Example(np.arange(n) + 3, np.ones(n, np.bool_)) for n in (40, 13, 5)])
+    packed(data)
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Rows() as rows:
+            packed(data, output="hidden")
+        assert all(n % 32 == 0 for n in rows.seen) == autocast
+
+
+class Rows(TorchDispatchMode):
+    """Collects how many rows each matrix product has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket is torch.ops.aten.mm:
+            self.seen.add(args[0].shape[0])
+        return func(*args, **(kwargs or {}))
 
 
 def test_layers_are_compiled_or_fused_but_not_both() -> None:

@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from danlu.losses.logit_transform import IDENTITY, LogitTransform
 
 TILE_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
-MIN_TILE_ROWS = 256
+MIN_TILE_ROWS = 768
 BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 128 * 2**20}
 """Float32 logits of a block: what stays in a processor's cache; on a GPU a quarter of a tile."""
 MAX_TILE_ROWS = {"cpu": 1024, "cuda": 2048}

@@ -30,6 +30,9 @@ from danlu.models.segments import Layout
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 SMALLEST_GAIN = 0.05
+ROUND_TO = 32
+"""Tokens of a 16-bit pass on a processor: oneDNN prepares a kernel for each shape of a product, which costs more than
+the rows added, and finds those of a shape met before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ class LeanBody:
         cut  run the last layer's MLP and the final norm on these rows alone
         """
         body: Any = self.body
+        if torch.is_autocast_enabled("cpu") and layout.input_ids.device.type == "cpu":
+            layout = layout.rounded(ROUND_TO)
         hidden_CH = body.embed_tokens(layout.input_ids[None])[0]
         cos_1CD, sin_1CD = body.rotary_emb(hidden_CH[None], position_ids=layout.position_ids[None])
         shared = Shared(self.family, layout, (cos_1CD, sin_1CD))

@@ -8,8 +8,8 @@ import torch
 
 from danlu.core.errors import CapabilityError, ConfigError
 
-KERNELS_KEPT = 128
-"""More than a micro-batch needs, whose layers share them: 15 of the linear layers in either direction."""
+KERNELS_KEPT = 256
+"""Those of some ten lengths of micro-batches: 15 of the linear layers in either direction, 6 of the head."""
 
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
 """Names of malloc.h."""

@@ -93,6 +93,18 @@ class Layout:
         segments = Segments(tree.lengths, bounds, max(tree.lengths), windows, tree.parents)
         return cls(stream.input_ids[tree.kept], stream.position_ids[tree.kept], tree.places, segments)
 
+    def rounded(self, multiple: int) -> "Layout":
+        """Return the layout with a block of zeros behind it, which nothing reads, so that C is a multiple."""
+        extra = -len(self.input_ids) % multiple
+        if not extra:
+            return self
+        old, ids, positions = self.segments, self.input_ids, self.position_ids
+        bounds = torch.cat([old.cu_seqlens, old.cu_seqlens[-1:] + extra])
+        parents = (*old.parents, -1) if old.parents else ()
+        segments = Segments((*old.lengths, extra), bounds, max(old.max_length, extra), old.windows, parents)
+        return Layout(torch.cat([ids, ids.new_zeros(extra)]),
+                      torch.cat([positions, torch.arange(extra, device=positions.device)]), self.places, segments)
+
     def gather(self, values_CX: Tensor, rows_R: Tensor) -> Tensor:
         """Return the entries of positions of the plain stream, (R, X); some may be asked for several times."""
         # index_select adds up the gradients of a repeated row in order, so that a run repeats bit for bit
