@@ -23,7 +23,7 @@ METHODS: dict[str, dict[str, Any]] = {
 PACE: dict[str, dict[str, Any]] = {
     "rm": {"learning_rate": 2e-3, "num_train_epochs": 40}, "dpo": {"num_train_epochs": 30},
     "kto": {"num_train_epochs": 30, "per_device_train_batch_size": 16},
-    "ppo": {"learning_rate": 4e-3, "num_train_epochs": 30, "ppo_kl_coef": 0.01},
+    "ppo": {"learning_rate": 4e-3, "num_train_epochs": 50, "ppo_kl_coef": 0.01},
     "grpo": {"learning_rate": 4e-3, "num_train_epochs": 30, "grpo_beta": 0.01}}
 """What a stage needs other than the method's own: one decision an answer is learnt in fewer, smaller steps."""
 DATA = {"pt": "prose", "sft": "chat", "rm": "pairs", "dpo": "pairs", "kto": "verdicts", "ppo": "chat", "grpo": "chat"}
