@@ -15,7 +15,7 @@ from danlu.engine import trackers
 from danlu.engine.checkpoint import find_resume
 from danlu.engine.plan import Plan
 from danlu.engine.schedules import warmup_steps
-from danlu.losses.linear_cross_entropy import tile_rows_for
+from danlu.losses.vocabulary_sweep import tile_rows_for
 from danlu.models.architecture import load_config
 from danlu.models.base_identity import check_same_base
 from danlu.models.check import check_positions, check_token_ids

@@ -302,7 +302,7 @@ def save_result(
 
 
 def run_precision(config: RunConfig, prepared: Prepared | None = None) -> Precision:
-    """Return the number formats of the run, and say what the device cannot do.
+    """Return the number formats of the run, and say what the device cannot do; on a processor memory is settled too.
 
     `bf16: auto` is tried on the first batch of `prepared`; where nothing is prepared it counts as off.
     """

@@ -26,7 +26,7 @@ from danlu.engine.config import EngineConfig
 from danlu.engine.micro_batches import MicroBatches
 from danlu.engine.optimizers import default_groups, make_optimizer
 from danlu.engine.step import Stepper
-from danlu.losses import linear_cross_entropy as head
+from danlu.losses import vocabulary_sweep as head
 from danlu.models.checkpointing import set_checkpointing
 from danlu.models.packed_lm import PackedLM
 from danlu.stages.base import STAGES, Models, Stage
@@ -40,7 +40,7 @@ STAGE_NAMES = ("sft", "pt", "rm", "dpo", "kto")
 def watch_logits(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
     """Collect how many logits each block of the head has, and how many a tile keeps."""
     seen: dict[str, list[int]] = {"block": [], "tile": []}
-    form, sweep = head._Head.logits, head._Head.sweep
+    form, sweep = head.Head.logits, head.Head.sweep
 
     def logits(self: Any, *args: Any) -> Any:
         made = form(self, *args)
@@ -52,8 +52,8 @@ def watch_logits(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
         seen["tile"].append(sum(block.values_tc.numel() for block in swept.kept))
         return swept
 
-    monkeypatch.setattr(head._Head, "logits", logits)
-    monkeypatch.setattr(head._Head, "sweep", keep)
+    monkeypatch.setattr(head.Head, "logits", logits)
+    monkeypatch.setattr(head.Head, "sweep", keep)
     return seen
 
 

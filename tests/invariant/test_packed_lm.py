@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from danlu.core.stream import Example, flatten
-from danlu.losses.linear_cross_entropy import tile_rows_for
+from danlu.losses.vocabulary_sweep import tile_rows_for
 from danlu.models.attention import IMPLEMENTATION
+from danlu.models.head import WRAPPED_TILE_ROWS
 from danlu.models.packed_lm import PackedLM
 from danlu.models.stream_tensors import StreamTensors
 from tests.tiny import tiny_model
@@ -231,7 +232,7 @@ def test_logits_never_exist_beyond_one_tile(wrapped: bool) -> None:
     lora = LoraConfig(r=2, target_modules=["q_proj", "lm_head"])
     packed = PackedLM(get_peft_model(model, lora) if wrapped else model)
     packed(make_stream((3,)))
-    tile = tile_rows_for(data.num_rows, vocab, torch.device("cpu"))
+    tile = tile_rows_for(data.num_rows, vocab, torch.device("cpu"), at_least=WRAPPED_TILE_ROWS)
     assert data.num_rows == 1960 and tile < 1100
     with LargestLogits(vocab) as watch:
         packed(data).backward()

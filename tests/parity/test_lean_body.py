@@ -106,7 +106,18 @@ def test_products_of_a_16_bit_pass_have_rounded_numbers_of_rows() -> None:
     for autocast in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Rows() as rows:
             packed(data, output="hidden")
-        assert all(n % 32 == 0 for n in rows.seen) == autocast
+        assert rows.seen and all(n % 32 == 0 for n in rows.seen) == autocast
+
+
+def test_who_listens_to_the_embedding_sees_the_plain_stream() -> None:
+    """NEFTune tells sequences apart by their lengths."""
+    packed, seen = PackedLM(tiny_model("llama")), []
+    data = StreamTensors.of([Example(np.arange(n) + 3, np.ones(n, np.bool_)) for n in (40, 13, 5)])
+    packed(data)
+    base_of(packed.model).get_input_embeddings().register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        packed(data)
+    assert seen == [58]
 
 
 class Rows(TorchDispatchMode):

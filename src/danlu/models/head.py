@@ -18,9 +18,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 from transformers import PreTrainedConfig
 
-from danlu.losses.linear_cross_entropy import linear_cross_entropy, linear_logps, tile_rows_for
+from danlu.losses.linear_cross_entropy import linear_cross_entropy, linear_logps
 from danlu.losses.logit_transform import LogitTransform
+from danlu.losses.vocabulary_sweep import tile_rows_for
+from danlu.models.lean_adapter import is_hooked
 
+WRAPPED_TILE_ROWS = 256
+"""A wrapped head makes several tensors of a tile's logits, and may have no gradient of the head's size to add to."""
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
@@ -35,9 +39,7 @@ class VocabularyHead:
     @property
     def is_plain(self) -> bool:
         """True for an unwrapped, unsharded linear layer without hooks, whose weight may be used directly."""
-        head = self.module
-        hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
-        return type(head) is nn.Linear and not hooked and not is_sharded(head)
+        return type(self.module) is nn.Linear and not is_hooked(self.module) and not is_sharded(self.module)
 
     def nll_sum(self, hidden_RH: Tensor, targets_R: Tensor, weights_R: Tensor, *, label_smoothing: float) -> Tensor:
         """Return sum_t w_t nll_t, a float32 scalar."""
@@ -69,7 +71,7 @@ class VocabularyHead:
 
         if is_sharded(self.module):  # each call gathers the weight on all ranks, which hold unequal numbers of rows
             return score_tile(hidden_RH, targets_R)
-        size = tile_rows_for(len(hidden_RH), _num_outputs(self.module), hidden_RH.device)
+        size = tile_rows_for(len(hidden_RH), _num_outputs(self.module), hidden_RH.device, at_least=WRAPPED_TILE_ROWS)
         tiles = zip(hidden_RH.split(size), targets_R.split(size), strict=True)
         scored = [checkpoint(score_tile, h, y, use_reentrant=False, context_fn=self.contexts) for h, y in tiles]
         return torch.cat(scored, dim=-1)

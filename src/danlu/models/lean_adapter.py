@@ -3,8 +3,8 @@
     y = W x + s B u,  u = A x                                                Hu et al. 2021, arXiv 2106.09685, Eq. 3
     du = s B^T dy,  dA = du x^T,  dB = s dy u^T,  dx = W^T dy + A^T du
 
-peft makes s B u and the sum as tensors of their own. Thin products are written with the rank in front, (r, C) and (r, O):
-BLAS libraries take up to seven times as long for the same product with a rank of 8 behind.
+peft makes s B u and the sum as tensors of their own. Thin products are written with the rank in front, (r, C) and
+(r, O): BLAS libraries take up to seven times as long for the same product with a rank of 8 behind.
 Shape legend: C tokens, I inputs and O outputs of the matrix, r rank.
 """
 

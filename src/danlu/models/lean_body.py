@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -83,9 +84,10 @@ class LeanBody:
         cut  run the last layer's MLP and the final norm on these rows alone
         """
         body: Any = self.body
-        if torch.is_autocast_enabled("cpu") and layout.input_ids.device.type == "cpu":
+        hidden_CH = body.embed_tokens(layout.input_ids[None])[0]  # what listens to it sees the plain stream
+        if hidden_CH.device.type == "cpu" and kernel_dtype(hidden_CH).itemsize == 2:
             layout = layout.rounded(ROUND_TO)
-        hidden_CH = body.embed_tokens(layout.input_ids[None])[0]
+            hidden_CH = F.pad(hidden_CH, (0, 0, 0, len(layout.input_ids) - len(hidden_CH)))
         cos_1CD, sin_1CD = body.rotary_emb(hidden_CH[None], position_ids=layout.position_ids[None])
         shared = Shared(self.family, layout, (cos_1CD, sin_1CD))
         last = body.layers[-1]

@@ -70,10 +70,11 @@ def bound_kernel_cache() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library hand freed memory out again at once, up to 2 GiB of it, and not return it to the system.
+    """Let the C library of this process hand freed memory out again at once instead of returning it to the system.
 
     By default each tensor of more than 32 MiB is asked of the system, which fills every page with zeros anew: a third
-    of a step with a large vocabulary. A user's own MALLOC_* or GLIBC_TUNABLES stand; other C libraries are left alone.
+    of a bf16 step with a large vocabulary. What is free at the end of the heap goes back from 2 GiB on, what lies
+    below a tensor in use stays. A user's own MALLOC_* or GLIBC_TUNABLES stand; other C libraries are left alone.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
