@@ -12,7 +12,7 @@ float64 models). Shape legend: R rows, H hidden, V vocabulary, t rows of one til
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from math import ceil, e, log2
 
 import torch
@@ -30,18 +30,25 @@ LOG2_E = log2(e)
 BLOCK_WORDS = 64
 """A block holds a multiple of this many words."""
 
+
 def tile_rows_for(num_rows: int, vocab_size: int, device: torch.device, *, at_least: int | None = None) -> int:
     """Return how many rows one tile holds: equal tiles whose float32 logits fit the device's byte budget.
 
     A tile has at least MIN_TILE_ROWS rows, as each tile reads and writes the head's whole gradient once, or `at_least`
     so many; and at most MAX_TILE_ROWS.
     """
-    budget = TILE_BYTES.get(device.type, TILE_BYTES["cuda"]) // (4 * vocab_size)
+    budget = _on(device, TILE_BYTES) // (4 * vocab_size)
     return equal_size(num_rows, min(max(at_least or MIN_TILE_ROWS, budget), most_rows(device)))
 
 
 def most_rows(device: torch.device) -> int:
-    return MAX_TILE_ROWS.get(device.type, MAX_TILE_ROWS["cuda"])
+    """Return how many rows a tile may hold that keeps nothing."""
+    return _on(device, MAX_TILE_ROWS)
+
+
+def _on(device: torch.device, sizes: dict[str, int]) -> int:
+    """Return the size for a device; other accelerators are taken for a GPU."""
+    return sizes.get(device.type, sizes["cuda"])
 
 
 def equal_size(number: int, most: int, multiple: int = 1) -> int:
@@ -71,6 +78,7 @@ class Plan:
 
 
 def pieces(number: int, size: int) -> Iterator[slice]:
+    """Cut so many rows or words into pieces of at most `size`."""
     return (slice(at, min(at + size, number)) for at in range(0, number, size))
 
 
@@ -104,18 +112,22 @@ class Head:
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> None:
         self.plan = plan
-        self.hidden, self.weight = hidden.to(plan.compute), weight.to(plan.compute)
+        self.hidden, self._weight = hidden.to(plan.compute), weight
         self.bias = None if bias is None else bias.to(plan.accumulate)
         self.is_half = plan.compute == torch.float16  # it holds neither sums of exponentials nor a loss scale
         self.is_pushed = False
-        new = partial(torch.zeros_like if not len(hidden) else torch.empty_like, dtype=plan.accumulate)
-        self.d_weight = new(self.weight) if plan.wants_weight else None
+        make = torch.empty_like if len(hidden) else torch.zeros_like  # without rows nothing is written on it
+        self.d_weight = make(weight, dtype=plan.accumulate) if plan.wants_weight else None
         self.d_bias = torch.zeros_like(self.bias) if plan.wants_bias and self.bias is not None else None
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """W in the compute dtype; a backward pass whose blocks were kept never asks for it."""
+        return self._weight.to(self.plan.compute)
 
     def blocks(self, num_rows: int) -> Iterator[slice]:
         """Cut the vocabulary for a tile of so many rows."""
-        device = self.hidden.device
-        most = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"]) // (4 * max(1, num_rows))
+        most = _on(self.hidden.device, BLOCK_BYTES) // (4 * max(1, num_rows))
         return pieces(len(self.weight), equal_size(len(self.weight), most, BLOCK_WORDS))
 
     def logits(self, hidden_tH: Tensor, words: slice) -> tuple[Tensor, Tensor]:
@@ -148,7 +160,7 @@ class Head:
                 inside = inside.clamp_(min=torch.finfo(inside.dtype).tiny)
                 logits, reference = logits.div_(inside[:, None]), top + inside.log()
             _leave_out(logits, at_t1, is_here_t1)
-            product.copy_(logits if bend is None else logits.mul_(bend))
+            _write(product, logits, bend)
             if pulled is not None:
                 pulled.mul_(shrink[:, None])
                 if self.is_half:
@@ -177,7 +189,7 @@ class Head:
             product, logits = self.logits(self.hidden[rows], words)
             bend = self.plan.transform.bend(logits)
             _leave_out(_exponentiate_(logits, top_t), *_places(targets_t, words))
-            yield Block(words, product.copy_(logits if bend is None else logits.mul_(bend)), top_t)
+            yield Block(words, _write(product, logits, bend), top_t)
 
     def push(self, rows: slice, targets_t: Tensor, upstream_t: Tensor, swept: Swept, blocks: Iterable[Block]) -> None:
         """Add a tile's part of d W and d b, where upstream is d loss / d log p."""
@@ -222,6 +234,11 @@ def _places(targets_t: Tensor, words: slice) -> tuple[Tensor, Tensor]:
 def _leave_out(values_tc: Tensor, at_t1: Tensor, is_here_t1: Tensor) -> None:
     """Write 0 at the targets that are words of this block."""
     values_tc.scatter_(1, at_t1, values_tc.gather(1, at_t1).masked_fill_(is_here_t1, 0.0))
+
+
+def _write(product_tc: Tensor, values_tc: Tensor, bend_tc: Tensor | None) -> Tensor:
+    """Write values times the bend of soft-capping over the product that they came from."""
+    return product_tc.copy_(values_tc if bend_tc is None else values_tc.mul_(bend_tc))
 
 
 def _add_rows(target: Tensor, index_t: Tensor, values: Tensor) -> None:
