@@ -15,7 +15,7 @@ from danlu.engine import trackers
 from danlu.engine.checkpoint import find_resume
 from danlu.engine.plan import Plan
 from danlu.engine.schedules import warmup_steps
-from danlu.losses.vocabulary_sweep import tile_rows_for
+from danlu.losses.vocabulary_sweep import live_logit_bytes
 from danlu.models.architecture import load_config
 from danlu.models.base_identity import check_same_base
 from danlu.models.check import check_positions, check_token_ids
@@ -130,7 +130,7 @@ def _memory(config: RunConfig, prepared: Prepared, counts: ModelCounts) -> Memor
     dtype = run_precision(config).compute_dtype
     need = estimate_memory(
         counts, config.quantization, config.adapter, compute_dtype=dtype, tokens=tokens,
-        logit_rows=min(tokens, tile_rows_for(tokens, counts.vocabulary, device)) if tokens else 0,
+        logit_bytes=live_logit_bytes(tokens, counts.vocabulary, device, is_trained=counts.trains_head),
         optimizer_bytes=STATE_BYTES.get(engine.optim, 8.0),
         checkpointing=config.model.wants_checkpointing(device.type != "cpu"))
     need = replace(need, reference=_reference_bytes(config, prepared, dtype))

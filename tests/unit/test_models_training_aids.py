@@ -1,6 +1,7 @@
 """What training adds to a model: parameter groups, embedding noise, checkpointing, number formats; sizes and cards."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from danlu.core.errors import ConfigError
 from danlu.core.stream import Example, flatten
+from danlu.losses.vocabulary_sweep import live_logit_bytes
 from danlu.models.adapters import new_adapter
 from danlu.models.card import CardFacts, write_model_card
 from danlu.models.checkpointing import set_checkpointing
@@ -198,19 +200,19 @@ def test_memory_by_hand() -> None:
                          widths=6 * 3584 + 2 * 3584 + 2 * 512 + 4 * 18944, vocabulary=152_064)
     lora = AdapterConfig()
     plain = estimate_memory(counts, QuantizationConfig(), lora, compute_dtype=torch.bfloat16, tokens=4096,
-                            logit_rows=1024)
+                            logit_bytes=2**20)
     assert plain.weights == pytest.approx(15.23e9 + 0.24e9)
     assert plain.gradients == 160_000_000 and plain.optimizer == 320_000_000
     assert plain.activations == 4096 * 2 * 28 * (8 * 3584 + 1024 + 4 * 18944)
-    assert plain.logits == 1024 * 152_064 * 4
+    assert plain.logits == 2**20
     assert plain.checkpoint == 480_000_000 and plain.final == 160_000_000
     packed = estimate_memory(counts, QuantizationConfig(quantization_bit=4), lora, compute_dtype=torch.bfloat16,
-                             tokens=4096, logit_rows=1024, checkpointing=True)
+                             tokens=4096, logit_bytes=2**20, checkpointing=True)
     assert packed.weights == pytest.approx(0.51587 * 6.525e9 + 2 * 1.09e9 + 0.24e9, rel=1e-3)
     assert packed.activations == 4096 * 2 * (28 * 3584 + 8 * 3584 + 1024 + 4 * 18944)
     full = estimate_memory(
         ModelCounts(7_615_000_000, 7_615_000_000, 6_525_000_000, 28, 3584, 105_000, 152_064), QuantizationConfig(),
-        AdapterConfig(finetuning_type="full"), compute_dtype=torch.bfloat16, tokens=0, logit_rows=0)
+        AdapterConfig(finetuning_type="full"), compute_dtype=torch.bfloat16, tokens=0, logit_bytes=0)
     assert full.total == 18 * 7_615_000_000  # 4 master + 2 copy + 4 gradient + 8 Adam
 
 
@@ -221,8 +223,27 @@ def test_weights_take_what_is_estimated(tmp_path: Path) -> None:
     model = load_model(config, QuantizationConfig(), adapter, tokenizer=load_tokenizer(config), trainable=True,
                        compute_dtype=torch.float32)
     estimate = estimate_memory(count_model(config, adapter), QuantizationConfig(), adapter,
-                               compute_dtype=torch.float32, tokens=0, logit_rows=0)
+                               compute_dtype=torch.float32, tokens=0, logit_bytes=0)
     assert estimate.weights == sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("keys", "is_trained"), [
+    ({"finetuning_type": "full"}, True), ({}, False), ({"lora_target": ("lm_head",)}, True),
+    ({"additional_target": ("lm_head",)}, True), ({"finetuning_type": "freeze"}, False)])
+def test_a_head_counts_as_trained_where_something_of_it_trains(
+    tmp_path: Path, keys: dict[str, Any], is_trained: bool,
+) -> None:
+    config = ModelConfig(model_name_or_path=str(save_tiny(tmp_path, tie_word_embeddings=False)))
+    assert count_model(config, AdapterConfig(**keys)).trains_head is is_trained
+
+
+def test_logits_alive_by_hand() -> None:
+    """3,000 rows, 152,064 words on a processor. A head that trains: four tiles of 750 rows. A frozen one: three of
+    1,000 rows, whose blocks of 8 MiB hold at most 2,097 words: 73 blocks, of 2,084 words or, in whole 64s, 2,112."""
+    cpu = torch.device("cpu")
+    assert live_logit_bytes(3000, 152_064, cpu, is_trained=True) == 750 * 152_064 * 4
+    assert live_logit_bytes(3000, 152_064, cpu, is_trained=False) == 1000 * 2112 * 4
+    assert live_logit_bytes(0, 152_064, cpu, is_trained=True) == 0
 
 
 # ---- model card

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from danlu.losses.logit_transform import IDENTITY, LogitTransform
-from danlu.losses.vocabulary_sweep import Head, Plan, equal_size, most_rows, pieces, tile_rows_for
+from danlu.losses.vocabulary_sweep import Head, HeadGradient, Plan, equal_size, most_rows, pieces, tile_rows_for
 
 
 def linear_cross_entropy(
@@ -105,15 +105,16 @@ class _WeightedNLL(torch.autograd.Function):
             if d_hidden is not None and swept.direction_tH is not None:
                 d_hidden[rows] = swept.direction_tH.mul_(upstream[:, None])
             if plan.wants_head:
-                head.push(rows, targets[rows], upstream, swept, swept.kept)
+                gradient.add(rows, targets[rows], upstream, swept, swept.kept)
             return (swept.logps_t * upstream).sum()
 
         with torch.autocast(hidden.device.type, enabled=False):
             head = Head(hidden, weight, bias, plan)
+            gradient = HeadGradient(head)
             total = torch.zeros((), dtype=plan.accumulate, device=hidden.device)
             for rows in plan.tiles(len(hidden)):
                 total += score(rows)
-        ctx.grads = (d_hidden, head.d_weight, head.d_bias)
+        ctx.grads = (d_hidden, gradient.weight, gradient.bias)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return total
 
@@ -140,7 +141,7 @@ class _RowLogps(torch.autograd.Function):
         direction = torch.empty_like(hidden, dtype=_gradient_dtype(hidden)) if plan.wants_hidden else None
         ctx.swept = []
         with torch.autocast(hidden.device.type, enabled=False):
-            head = Head(hidden, weight, bias, replace(plan, wants_weight=False, wants_bias=False))
+            head = Head(hidden, weight, bias, plan)
             for rows in plan.tiles(len(hidden)):
                 keeps = plan.wants_head and plan.tile_rows >= len(hidden)
                 swept = head.sweep(rows, targets[rows], keeps=keeps)
@@ -163,13 +164,14 @@ class _RowLogps(torch.autograd.Function):
             if not plan.wants_head:
                 return d_hidden, None, None, None, None
             head = Head(hidden, weight, bias, plan)
+            gradient = HeadGradient(head)
             for at, rows in enumerate(plan.tiles(len(hidden))):
                 swept = ctx.swept[at]
                 blocks = swept.kept or head.again(rows, targets[rows], swept.top_t)
-                head.push(rows, targets[rows], upstream[rows], swept, blocks)
+                gradient.add(rows, targets[rows], upstream[rows], swept, blocks)
                 ctx.swept[at] = replace(swept, kept=[])  # a second backward pass forms them again
-        return (d_hidden, None if head.d_weight is None else head.d_weight.to(weight.dtype),
-                None if head.d_bias is None else head.d_bias.to(bias.dtype), None, None)
+        return (d_hidden, None if gradient.weight is None else gradient.weight.to(weight.dtype),
+                None if gradient.bias is None else gradient.bias.to(bias.dtype), None, None)
 
 
 def _above_the_mean(

@@ -41,6 +41,22 @@ def tile_rows_for(num_rows: int, vocab_size: int, device: torch.device, *, at_le
     return equal_size(num_rows, min(max(at_least or MIN_TILE_ROWS, budget), most_rows(device)))
 
 
+def live_logit_bytes(num_rows: int, vocab_size: int, device: torch.device, *, is_trained: bool) -> int:
+    """Return the bytes of float32 logits that are alive at once: a tile of a head that trains, a block of a frozen one.
+    """
+    if not num_rows:
+        return 0
+    if is_trained:
+        return 4 * vocab_size * tile_rows_for(num_rows, vocab_size, device)
+    rows = equal_size(num_rows, most_rows(device))
+    return 4 * rows * block_words(rows, vocab_size, device)
+
+
+def block_words(num_rows: int, vocab_size: int, device: torch.device) -> int:
+    """Return how many words one block of a tile of so many rows holds."""
+    return equal_size(vocab_size, _on(device, BLOCK_BYTES) // (4 * max(1, num_rows)), BLOCK_WORDS)
+
+
 def most_rows(device: torch.device) -> int:
     """Return how many rows a tile may hold that keeps nothing."""
     return _on(device, MAX_TILE_ROWS)
@@ -108,27 +124,22 @@ class Swept:
 
 
 class Head:
-    """The head's operands in the compute dtype, the sweep over its words, and its gradient as it grows."""
+    """The head's operands in the compute dtype, and the sweep over its words."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> None:
         self.plan = plan
-        self.hidden, self._weight = hidden.to(plan.compute), weight
+        self.hidden, self.stored = hidden.to(plan.compute), weight
         self.bias = None if bias is None else bias.to(plan.accumulate)
         self.is_half = plan.compute == torch.float16  # it holds neither sums of exponentials nor a loss scale
-        self.is_pushed = False
-        make = torch.empty_like if len(hidden) else torch.zeros_like  # without rows nothing is written on it
-        self.d_weight = make(weight, dtype=plan.accumulate) if plan.wants_weight else None
-        self.d_bias = torch.zeros_like(self.bias) if plan.wants_bias and self.bias is not None else None
 
     @cached_property
     def weight(self) -> Tensor:
         """W in the compute dtype; a backward pass whose blocks were kept never asks for it."""
-        return self._weight.to(self.plan.compute)
+        return self.stored.to(self.plan.compute)
 
     def blocks(self, num_rows: int) -> Iterator[slice]:
         """Cut the vocabulary for a tile of so many rows."""
-        most = _on(self.hidden.device, BLOCK_BYTES) // (4 * max(1, num_rows))
-        return pieces(len(self.weight), equal_size(len(self.weight), most, BLOCK_WORDS))
+        return pieces(len(self.stored), block_words(num_rows, len(self.stored), self.hidden.device))
 
     def logits(self, hidden_tH: Tensor, words: slice) -> tuple[Tensor, Tensor]:
         """Return a block of h W^T as the product made it, and the transformed logits, (t, c); both to be written on."""
@@ -191,28 +202,40 @@ class Head:
             _leave_out(_exponentiate_(logits, top_t), *_places(targets_t, words))
             yield Block(words, _write(product, logits, bend), top_t)
 
-    def push(self, rows: slice, targets_t: Tensor, upstream_t: Tensor, swept: Swept, blocks: Iterable[Block]) -> None:
-        """Add a tile's part of d W and d b, where upstream is d loss / d log p."""
-        hidden_tH = self.hidden[rows].to(self.plan.accumulate)
-        upstream_t = upstream_t.to(self.plan.accumulate)
-        shared_t = upstream_t / swept.sums_t * -self.plan.transform.scale
-        for block in blocks:
-            self._push_block(block, hidden_tH, (block.reference_t - swept.top_t).exp_().mul_(shared_t))
-        self.is_pushed = True
-        factor_t = upstream_t * swept.pull_t
-        if self.d_weight is not None:
-            _add_rows(self.d_weight, targets_t, hidden_tH * factor_t[:, None])
-        if self.d_bias is not None:
-            _add_rows(self.d_bias, targets_t, factor_t)
 
-    def _push_block(self, block: Block, hidden_tH: Tensor, factor_t: Tensor) -> None:
-        values_ct, is_first = block.values_tc.t(), not self.is_pushed
-        if self.d_bias is not None:
-            self.d_bias[block.words] += values_ct.to(factor_t.dtype) @ factor_t
-        if self.d_weight is None:
+class HeadGradient:
+    """d loss / d W, (V, H), and d loss / d b, (V,), as they grow tile by tile; None where not wanted."""
+
+    def __init__(self, head: Head) -> None:
+        self._head, plan = head, head.plan
+        self._is_empty = True
+        make = torch.empty_like if len(head.hidden) else torch.zeros_like  # without rows nothing is written on it
+        self.weight = make(head.stored, dtype=plan.accumulate) if plan.wants_weight else None
+        self.bias = torch.zeros_like(head.bias) if plan.wants_bias and head.bias is not None else None
+
+    def add(self, rows: slice, targets_t: Tensor, upstream_t: Tensor, swept: Swept, blocks: Iterable[Block]) -> None:
+        """Add a tile's part, where upstream is d loss / d log p."""
+        plan = self._head.plan
+        hidden_tH = self._head.hidden[rows].to(plan.accumulate)
+        upstream_t = upstream_t.to(plan.accumulate)
+        shared_t = upstream_t / swept.sums_t * -plan.transform.scale
+        for block in blocks:
+            self._add_block(block, hidden_tH, (block.reference_t - swept.top_t).exp_().mul_(shared_t))
+        self._is_empty = False
+        factor_t = upstream_t * swept.pull_t
+        if self.weight is not None:
+            _add_rows(self.weight, targets_t, hidden_tH * factor_t[:, None])
+        if self.bias is not None:
+            _add_rows(self.bias, targets_t, factor_t)
+
+    def _add_block(self, block: Block, hidden_tH: Tensor, factor_t: Tensor) -> None:
+        values_ct, is_first = block.values_tc.t(), self._is_empty
+        if self.bias is not None:
+            self.bias[block.words] += values_ct.to(factor_t.dtype) @ factor_t
+        if self.weight is None:
             return
-        target = self.d_weight[block.words]
-        if not self.is_half:
+        target = self.weight[block.words]
+        if not self._head.is_half:
             _add_product(target, values_ct, (hidden_tH * factor_t[:, None]).to(values_ct.dtype), is_first=is_first)
             return
         largest = factor_t.abs().amax().clamp(min=torch.finfo(factor_t.dtype).tiny)

@@ -37,6 +37,7 @@ class ModelCounts:
     widths       values that one layer keeps of each token for backward: 6 d + 2 H h + 2 K h + 4 f
     positions    rows of a learned table of positions
     context      positions the model was built for
+    trains_head  whether the head or an adapter on it trains
     """
 
     total: int
@@ -48,6 +49,7 @@ class ModelCounts:
     vocabulary: int
     positions: int | None = None
     context: int | None = None
+    trains_head: bool = True
 
     @property
     def frozen(self) -> int:
@@ -101,21 +103,23 @@ def counts_of(model: PreTrainedModel, adapter_cfg: AdapterConfig, *, adapter: st
     quantizable = sum(module.weight.numel() for module in model.modules()
                       if isinstance(module, (nn.Linear, Conv1D)) and module is not head)
     trainable, total = count_parameters(_with_trainable(model, adapter_cfg, adapter))
+    head_as_trained = model.get_output_embeddings()  # an adapter may have taken its place
     text = model.config.get_text_config()
     return ModelCounts(
         total=total, trainable=trainable, quantizable=quantizable, layers=text.num_hidden_layers,
         hidden=text.hidden_size, widths=_widths(text), vocabulary=text.vocab_size,
-        positions=positions, context=context_length(text))
+        positions=positions, context=context_length(text),
+        trains_head=head_as_trained is None or any(p.requires_grad for p in head_as_trained.parameters()))
 
 
 def estimate_memory(
     counts: ModelCounts, quant_cfg: QuantizationConfig, adapter_cfg: AdapterConfig, *, compute_dtype: torch.dtype,
-    tokens: int, logit_rows: int, optimizer_bytes: float = 8.0, checkpointing: bool = False,
+    tokens: int, logit_bytes: int, optimizer_bytes: float = 8.0, checkpointing: bool = False,
     stored_bytes: int | None = None,
 ) -> MemoryEstimate:
     """Return what one micro-batch of `tokens` tokens takes.
 
-    logit_rows       rows of logits that are alive at once (a tile of the head), each V float32 values
+    logit_bytes      of logits that are alive at once
     optimizer_bytes  of state for each trainable parameter: 8 for AdamW, 2 for its 8-bit form, 0 for SGD
     stored_bytes     of each value of the final model; None: as it trains
     """
@@ -130,7 +134,7 @@ def estimate_memory(
     optimizer = int(counts.trainable * optimizer_bytes)
     return MemoryEstimate(
         weights=int(weights), gradients=counts.trainable * master, optimizer=optimizer,
-        activations=tokens * per_token, logits=logit_rows * counts.vocabulary * FLOAT32,
+        activations=tokens * per_token, logits=logit_bytes,
         checkpoint=saved * master + optimizer, final=saved * (stored_bytes or master))
 
 
