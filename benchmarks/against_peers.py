@@ -4,6 +4,8 @@
                                        [--peers WORD ...] [--cpu-time]
 
 Each round runs danlu and every peer once, one after another, so that a slow spell of the machine meets all of them.
+A peer that computes the reference's log-probabilities before its first step, untimed, meets a second run of danlu,
+which finds them where the first has kept them.
 Results go to benchmarks/results/peers.{json,md}; a case that is run again replaces its former result.
 """
 
@@ -34,21 +36,26 @@ LOSS_TOLERANCE = 1e-3
 COMPARED_STEPS = 3
 PLAIN = {"bf16": False, "gradient_checkpointing": False}
 
-
 OURS: dict[str, dict[str, Any]] = {"danlu": {}, "danlu bf16": {"bf16": True}}
 """danlu's own variants; the second where the processor multiplies bf16 itself."""
+KEPT = ", reference kept"
 PREFACE = (
     "# danlu against its peers", "",
     "`make bench-peers`: the same model, rows, order, optimiser and threads, in turns; medians over the rounds.",
     "tok/s counts real tokens (of both full sequences of a pair; of sampled answers). `danlu is` and `in bf16` are the",
     "speeds of danlu in fp32 and in bf16 over the peer's in the same round. `loss` is the largest relative difference",
     f"to danlu's fp32 loss in the first {COMPARED_STEPS} steps; it is empty where the steps hold other rows or run in",
-    "bf16, and for danlu in bf16 it tells what bf16 changes.")
+    "bf16, and for danlu in bf16 it tells what bf16 changes. Peers that precompute the reference's log-probabilities",
+    "do so before their first step, untimed: they are compared with a second run of danlu, which has kept them.")
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A way to run a peer. `compares`: its steps hold the same rows in fp32, so that its losses must be danlu's."""
+    """A way to run a peer.
+
+    compares    its steps hold the same rows in fp32, so that its losses must be danlu's
+    precomputes the reference's log-probabilities are there before its first step
+    """
 
     name: str
     environment: str
@@ -56,6 +63,7 @@ class Peer:
     settings: dict[str, Any] = field(default_factory=dict)
     compares: bool = True
     needs_bf16: bool = False
+    precomputes: bool = False
 
     @property
     def python(self) -> Path:
@@ -65,12 +73,19 @@ class Peer:
 
 def trl(name: str, compares: bool = True, **settings: Any) -> Peer:
     """Return a variant of TRL."""
-    return Peer(f"TRL {name}", "trl", "trl_run.py", settings, compares, bool(settings.get("bf16")))
+    return Peer(f"TRL {name}", "trl", "trl_run.py", settings, compares, bool(settings.get("bf16")),
+                bool(settings.get("precompute_ref_log_probs")))
 
 
 def factory(name: str = "fp32", compares: bool = True, **settings: Any) -> Peer:
     """Return a variant of LLaMA-Factory."""
-    return Peer(f"LLaMA-Factory {name}", "llamafactory", "llamafactory_run.py", settings, compares)
+    return Peer(f"LLaMA-Factory {name}", "llamafactory", "llamafactory_run.py", settings, compares,
+                bool(settings.get("bf16")))
+
+
+def factories(**settings: Any) -> tuple[Peer, ...]:
+    """Return LLaMA-Factory in fp32, its default on a processor, and in bf16."""
+    return factory(**settings), factory("bf16", compares=False, bf16=True, **settings)
 
 
 DEFAULTS = trl("defaults (bf16, checkpointing)", compares=False)
@@ -84,8 +99,15 @@ GROUPED_BF16 = trl("bf16, grouped by length", compares=False, bf16=True, gradien
 PACKS = {"packing": True, "max_length": 1024, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
 PACKED = trl("packing, fp32", compares=False, **PLAIN, **PACKS)
 PACKED_BF16 = trl("packing, bf16", compares=False, bf16=True, gradient_checkpointing=False, **PACKS)
+# The reference's pass over all rows comes before the first step.
+READY = {"precompute_ref_log_probs": True}
+REFERRED = trl("fp32, reference precomputed", **PLAIN, **READY)
+REFERRED_BF16 = trl("bf16, reference precomputed", compares=False, bf16=True, gradient_checkpointing=False, **READY)
+FACTORY_PACKED = factory("neat packing, fp32", compares=False, packing=True, neat_packing=True,
+                         per_device_train_batch_size=1, gradient_accumulation_steps=3)
 PPO = Peer("TRL 0.24 fp32", "trl024", "trl_ppo_run.py", {"response_length": ANSWER_TOKENS, "num_ppo_epochs": 4},
            compares=False)
+PPO_BF16 = replace(PPO, name="TRL 0.24 bf16", settings=PPO.settings | {"bf16": True}, needs_bf16=True)
 GRPO = Peer("TRL fp32", "trl", "trl_grpo_run.py", {"num_generations": GROUP, **PLAIN}, compares=False)
 GRPO_BF16 = Peer("TRL bf16", "trl", "trl_grpo_run.py",
                  {"num_generations": GROUP, "bf16": True, "gradient_checkpointing": False}, compares=False,
@@ -108,27 +130,34 @@ class Case:
 
 
 CASES = {
-    "sft-uniform": Case("sft", "full", "8k", "uniform", (DEFAULTS, FP32, BF16, PACKED, PACKED_BF16, factory()),
+    "sft-uniform": Case("sft", "full", "8k", "uniform", (DEFAULTS, FP32, BF16, PACKED, PACKED_BF16, *factories()),
                         batch=4, accumulation=1),
     "sft": Case("sft", "full", "8k", "log-normal",
-                (DEFAULTS, FP32, GROUPED, GROUPED_BF16, PACKED, PACKED_BF16, factory())),
-    "sft-lora": Case("sft", "lora", "8k", "log-normal", (DEFAULTS, FP32, GROUPED_BF16, PACKED, PACKED_BF16, factory())),
-    "sft-qlora": Case("sft", "qlora", "8k", "log-normal", (DEFAULTS, FP32, factory(quantization_bit=4))),
-    "dpo": Case("dpo", "full", "8k", "log-normal", (DEFAULTS, FP32, BF16, factory(pref_loss="sigmoid"))),
-    "dpo-lora": Case("dpo", "lora", "8k", "log-normal", (DEFAULTS, FP32, BF16, factory(pref_loss="sigmoid"))),
-    "rm": Case("rm", "full", "8k", "log-normal", (DEFAULTS, FP32, BF16, factory())),
-    "rm-lora": Case("rm", "lora", "8k", "log-normal", (DEFAULTS, FP32, factory())),
-    "rm-ranked": Case("rm", "full", "8k", "log-normal", (FP32, factory()), batch=4, accumulation=1, kind="ranked"),
-    "kto": Case("kto", "full", "8k", "log-normal", (DEFAULTS, FP32, BF16, factory()), batch=16, accumulation=1,
-                loss_tolerance=5e-3),
-    "kto-lora": Case("kto", "lora", "8k", "log-normal", (DEFAULTS, FP32, factory()), batch=16, accumulation=1,
+                (DEFAULTS, FP32, GROUPED, GROUPED_BF16, PACKED, PACKED_BF16, *factories(), FACTORY_PACKED)),
+    "sft-lora": Case("sft", "lora", "8k", "log-normal",
+                     (DEFAULTS, FP32, GROUPED_BF16, PACKED, PACKED_BF16, *factories())),
+    "sft-qlora": Case("sft", "qlora", "8k", "log-normal",
+                      (DEFAULTS, FP32, PACKED, PACKED_BF16, factory(quantization_bit=4))),
+    "dpo": Case("dpo", "full", "8k", "log-normal",
+                (DEFAULTS, FP32, BF16, REFERRED, REFERRED_BF16, *factories(pref_loss="sigmoid"))),
+    "dpo-lora": Case("dpo", "lora", "8k", "log-normal",
+                     (DEFAULTS, FP32, BF16, REFERRED, *factories(pref_loss="sigmoid"))),
+    "rm": Case("rm", "full", "8k", "log-normal", (DEFAULTS, FP32, BF16, *factories())),
+    "rm-lora": Case("rm", "lora", "8k", "log-normal", (DEFAULTS, FP32, BF16, factory())),
+    "rm-ranked": Case("rm", "full", "8k", "log-normal", (FP32, BF16, factory()), batch=4, accumulation=1,
+                      kind="ranked"),
+    "kto": Case("kto", "full", "8k", "log-normal", (DEFAULTS, FP32, BF16, REFERRED, *factories()), batch=16,
+                accumulation=1, loss_tolerance=5e-3),
+    "kto-lora": Case("kto", "lora", "8k", "log-normal", (DEFAULTS, FP32, BF16, factory()), batch=16, accumulation=1,
                      loss_tolerance=5e-3),
-    "ppo": Case("ppo", "full", "8k", "log-normal", (PPO,)),
+    "ppo": Case("ppo", "full", "8k", "log-normal", (PPO, PPO_BF16)),
     "grpo": Case("grpo", "full", "8k", "log-normal", (GRPO, GRPO_BF16), batch=4, accumulation=1),
-    "sft-152k": Case("sft", "full", "152k", "log-normal", (DEFAULTS, FP32, PACKED, factory()), batch=4,
+    "sft-152k": Case("sft", "full", "152k", "log-normal", (DEFAULTS, FP32, PACKED, PACKED_BF16, *factories()), batch=4,
                      accumulation=4),
-    "dpo-uniform": Case("dpo", "full", "8k", "uniform", (FP32,), batch=4, accumulation=1),
-    "dpo-152k": Case("dpo", "full", "152k", "log-normal", (FP32,), batch=4, accumulation=2),
+    "dpo-uniform": Case("dpo", "full", "8k", "uniform", (FP32, BF16, factory(pref_loss="sigmoid")), batch=4,
+                        accumulation=1),
+    "dpo-152k": Case("dpo", "full", "152k", "log-normal", (FP32, factory(pref_loss="sigmoid")), batch=4,
+                     accumulation=2),
 }
 """The unfavourable case first. KTO: one micro-batch a step, as peers take the KL baseline over a micro-batch; their
 mismatched answers are others, which its tolerance covers. PPO: 4 epochs over a step's answers; tok/s counts answers.
@@ -144,11 +173,14 @@ def measure_case(name: str, case: Case, steps: int, warm: int, rounds: int, timi
     peers = [peer for peer in case.peers if peer.python.is_file()
              and (hardware["bf16 in hardware"] or not peer.needs_bf16)]
     ours = {own: keys for own, keys in OURS.items() if hardware["bf16 in hardware"] or not keys}
-    runs: dict[str, list[Measured]] = {own: [] for own in (*ours, *(peer.name for peer in peers))}
+    again = KEPT if any(peer.precomputes for peer in peers) else ""
+    named = [own + end for own in ours for end in dict.fromkeys(("", again))]
+    runs: dict[str, list[Measured]] = {own: [] for own in (*named, *(peer.name for peer in peers))}
     failed: dict[str, str] = {}
     for turn in range(rounds):
-        for own, keys in ours.items():
-            runs[own].append(run_danlu(task, work, timing, keys))
+        for own in named:
+            keys = ours[own.removesuffix(KEPT)]
+            runs[own].append(run_danlu(task, work, timing, keys, keeps_cache=own.endswith(KEPT)))
             tell(name, turn, own, runs[own][-1])
         for peer in [one for one in peers if one.name not in failed]:
             try:
@@ -162,8 +194,9 @@ def measure_case(name: str, case: Case, steps: int, warm: int, rounds: int, timi
         "date": date.today().isoformat(), "machine": hardware, **asdict(timing), "task": asdict(task),
         "shape": case.shape, "lengths": case.lengths, "rounds": rounds, "failed": failed,
         "runs": {key: [asdict(one) for one in found] for key, found in runs.items()},
-        "summary": [summary(own, runs, own == "danlu") for own in ours] + [
-            summary(peer.name, runs, peer.compares) for peer in peers if runs[peer.name]]}
+        "summary": [summary(own, runs, own == "danlu") for own in named] + [
+            summary(peer.name, runs, peer.compares, KEPT if peer.precomputes else "")
+            for peer in peers if runs[peer.name]]}
     check_losses(name, case, record)
     return record
 
@@ -174,14 +207,14 @@ def tell(case: str, turn: int, who: str, run: Measured) -> None:
           f"{run.peak_memory:6.0f} MiB  {run.problem}", flush=True)
 
 
-def summary(name: str, runs: dict[str, list[Measured]], compares: bool) -> dict[str, Any]:
-    """Return the medians of a contestant and how danlu's variants compare with it."""
+def summary(name: str, runs: dict[str, list[Measured]], compares: bool, against: str = "") -> dict[str, Any]:
+    """Return the medians of a contestant and how danlu's variants, their names so ended, compare with it."""
     mine = runs[name]
     pairs = list(zip(runs["danlu"][0].losses, mine[0].losses, strict=False))[:COMPARED_STEPS]
     return {
         "name": name, "tokens_per_second": statistics.median(run.tokens_per_second for run in mine),
         "ratios": {own: statistics.median(one.tokens_per_second / run.tokens_per_second
-                                          for one, run in zip(runs[own], mine, strict=False))
+                                          for one, run in zip(runs[own + against], mine, strict=False))
                    for own in OURS if own in runs},
         "first_step": statistics.median(run.first_step for run in mine),
         "peak_memory": statistics.median(run.peak_memory for run in mine),
@@ -209,16 +242,16 @@ def write(records: dict[str, Any]) -> None:
 
 def overview(records: dict[str, Any]) -> list[str]:
     """Return one line a case: danlu over each peer's fastest variant in fp32, over its fastest of all, and defaults."""
-    lines = ["| case | danlu tok/s: fp32, bf16 | over TRL fp32 | over LLaMA-Factory fp32 | bf16 over TRL's best bf16 "
+    lines = ["| case | danlu tok/s: fp32, bf16 | over TRL fp32 | over LLaMA-Factory fp32 | bf16 over the best bf16 "
              "| bf16 over TRL's defaults | MiB: danlu, lowest peer | timed by |", "|---|---|---|---|---|---|---|---|"]
     for name, record in records.items():
         own = {line["name"]: line for line in record["summary"] if line["name"] in OURS}
-        peers = [line for line in record["summary"] if line["name"] not in OURS]
+        peers = [line for line in record["summary"] if not is_own(line["name"])]
         trl = [p for p in peers if p["name"].startswith("TRL")]
         cells = [
             over("danlu", [p for p in trl if "bf16" not in p["name"]]),
-            over("danlu", [p for p in peers if p["name"].startswith("LLaMA")]),
-            over("danlu bf16", [p for p in trl if "bf16" in p["name"]]),
+            over("danlu", [p for p in peers if p["name"].startswith("LLaMA") and "bf16" not in p["name"]]),
+            over("danlu bf16", [p for p in peers if "bf16" in p["name"]], is_whole=True),
             over("danlu bf16", [p for p in trl if "defaults" in p["name"]]).partition(" ")[0]]
         speeds = ", ".join(f"{line['tokens_per_second']:,.0f}" for line in own.values())
         memory = f"{own['danlu']['peak_memory']:,.0f}, {min(p['peak_memory'] for p in peers):,.0f}" if peers else ""
@@ -232,13 +265,18 @@ def rounds_of(record: dict[str, Any]) -> str:
     return "a single run" if record["rounds"] == 1 else f"{record['rounds']} rounds"
 
 
-def over(own: str, peers: list[dict[str, Any]]) -> str:
+def is_own(name: str) -> bool:
+    """Return whether a contestant is danlu."""
+    return name.removesuffix(KEPT) in OURS
+
+
+def over(own: str, peers: list[dict[str, Any]], *, is_whole: bool = False) -> str:
     """Return how many times as fast as the fastest of these peers a variant of danlu is; empty where not measured."""
     known = [peer for peer in peers if own in peer["ratios"]]
     if not known:
         return ""
     best = min(known, key=lambda peer: peer["ratios"][own])
-    return f"{best['ratios'][own]:.2f}x ({best['name'].partition(' ')[2]})"
+    return f"{best['ratios'][own]:.2f}x ({best['name'] if is_whole else best['name'].partition(' ')[2]})"
 
 
 def tables(records: dict[str, Any]) -> list[str]:
@@ -254,9 +292,9 @@ def tables(records: dict[str, Any]) -> list[str]:
             f"{record['date']}."), "",
             "| | tok/s | danlu is | in bf16 | loss | first step s | peak MiB |", "|---|---|---|---|---|---|---|"]
         for line in record["summary"]:
-            is_told = line["compares"] or (line["name"] == "danlu bf16" and task["stage"] not in SAMPLED)
+            is_told = line["compares"] or (is_own(line["name"]) and task["stage"] not in SAMPLED)
             loss = f"{line['loss_difference']:.0e}" if is_told and line["name"] != "danlu" else ""
-            ratios = [f"{line['ratios'][own]:.2f}" if own in line["ratios"] and line["name"] not in OURS else ""
+            ratios = [f"{line['ratios'][own]:.2f}" if own in line["ratios"] and not is_own(line["name"]) else ""
                       for own in OURS]
             lines.append(f"| {line['name']} | {line['tokens_per_second']:,.0f} | {' | '.join(ratios)} | {loss} | "
                          f"{line['first_step']:.1f} | {line['peak_memory']:,.0f} |")

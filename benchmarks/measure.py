@@ -103,10 +103,15 @@ def environment(threads: int) -> dict[str, str]:
         "WANDB_DISABLED": "true"}
 
 
-def run_danlu(task: Task, work: Workload, timing: Timing, settings: dict[str, Any] | None = None) -> Measured:
-    """Run `danlu train`; `settings` are more keys of its configuration."""
+def run_danlu(task: Task, work: Workload, timing: Timing, settings: dict[str, Any] | None = None, *,
+              keeps_cache: bool = False) -> Measured:
+    """Run `danlu train`; `settings` are more keys of its configuration.
+
+    Without `keeps_cache` it starts with an empty cache, where no earlier run's reference log-probabilities serve it.
+    """
     output = fresh(BENCH / "runs" / "danlu")
-    fresh(BENCH / "cache")  # an earlier run's reference log-probabilities would serve this one, and peers keep none
+    if not keeps_cache:
+        fresh(BENCH / "cache")
     config = output.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(danlu_config(task, work, output) | (settings or {})), encoding="utf-8")
     began = time.time()

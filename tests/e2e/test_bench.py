@@ -22,4 +22,4 @@ def test_quick_bench() -> None:
     lines = [line.strip("| ").split(" | ") for line in run.stdout.splitlines() if line.startswith("| sft")]
     assert [line[1] for line in lines] == ["full", "lora", "qlora"]
     assert all(float(line[4].replace(",", "")) > 0 for line in lines)
-    assert 0.7 < float(lines[0][7]) < 1.05
+    assert 0.7 < float(lines[0][9]) < 1.05
