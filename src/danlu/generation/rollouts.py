@@ -6,7 +6,7 @@ random stream of its own, and attends to its own slot alone.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from danlu.core.console import notice
 from danlu.generation.base import BACKENDS, Backend, Completion, Source
 from danlu.generation.config import GenerationConfig
+from danlu.generation.decode_graphs import Recorder, cuda_recorder, no_recorder
 from danlu.generation.sampling import TokenChooser, check_finite, row_stream
 from danlu.generation.slot_proof import why_not_slots
 from danlu.generation.slots import ReadPrompts, SlotModel, serving
@@ -68,18 +69,19 @@ class RolloutGenerator:
     """Continues prompts in `batch_size` slots. `model` may be wrapped by peft, PackedLM or DDP.
 
     A model that slots do not serve (ALiBi, recurrent layers) and beam search go through TransformersGenerator; a notice
-    says so. `stop_ids` end an answer, besides those the model itself names.
+    says so. `stop_ids` end an answer, besides those the model itself names. `make_recorder` returns what records steps
+    of the model, CUDA graphs on a GPU; after a step that cannot be recorded it is asked no more.
     """
 
     def __init__(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int] = (), *,
-        batch_size: int = 32,
+        batch_size: int = 32, make_recorder: Callable[[PreTrainedModel], Recorder | None] = cuda_recorder,
     ) -> None:
         self.model = inner_model(model)
         self.tokenizer = tokenizer
         self.plain = TransformersGenerator(self.model, tokenizer, stop_ids, batch_size=batch_size)
         self.stop_ids = self.plain.stop_ids
-        self._num_slots = batch_size
+        self._num_slots, self._make_recorder = batch_size, make_recorder
         self._objection: str | None = None
 
     @property
@@ -122,8 +124,10 @@ class RolloutGenerator:
         rows = [Row(ask, row_stream(ask.seed, ask.limit), len(prompts[ask.prompt])) for ask in requests]
         longest = max((row.prompt_length + row.request.limit for row in rows), default=0)
         with serving(self.model):
-            slots = SlotModel(self.model, min(self._num_slots, len(rows)), longest)
+            slots = SlotModel(self.model, min(self._num_slots, len(rows)), longest, self._make_recorder)
             _Rollout(slots, TokenChooser(settings), self.stop_ids, prompts, rows, self._num_slots).run()
+        if slots.graphs.has_failed:
+            self._make_recorder = no_recorder
         return rows
 
     def _answer(

@@ -94,12 +94,26 @@ class RowGroup:
 class TokenPass:
     """One new token of every row; row r lives in slot r. Writes its key and value, then looks at all before it."""
 
-    def __init__(self, layers: Sequence[LayerStore], positions: Sequence[int], device: torch.device) -> None:
+    def __init__(self, layers: Sequence[LayerStore], places_B: Tensor, groups: Sequence[RowGroup]) -> None:
         self._layers, self._next_layer = layers, 0
-        capacity = layers[0].keys.shape[1]
-        self._places = torch.tensor([row * capacity + at for row, at in enumerate(positions)], device=device)
-        self._groups = _row_groups(positions, device)
+        self._places, self._groups = places_B, groups
         self._masks: dict[tuple[int, int | None, torch.dtype], Tensor | None] = {}
+
+    @classmethod
+    def by_neighbourhood(
+        cls, layers: Sequence[LayerStore], positions: Sequence[int], device: torch.device
+    ) -> "TokenPass":
+        """Return a pass that looks back no farther than the longest row of a group."""
+        capacity = layers[0].keys.shape[1]
+        places = torch.tensor([row * capacity + at for row, at in enumerate(positions)], device=device)
+        return cls(layers, places, _row_groups(positions, device))
+
+    @classmethod
+    def at_full_width(cls, layers: Sequence[LayerStore], positions_B: Tensor) -> "TokenPass":
+        """Return a pass over all positions that slots hold: its shapes do not depend on what `positions_B` holds."""
+        num_rows, capacity = len(positions_B), layers[0].keys.shape[1]
+        places_B = torch.arange(num_rows, device=positions_B.device) * capacity + positions_B
+        return cls(layers, places_B, [RowGroup(0, num_rows, capacity, positions_B, True)])
 
     def attend(self, query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, rule: Rule) -> Tensor:
         """Attend of each row's token to its slot."""

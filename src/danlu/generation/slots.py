@@ -5,15 +5,17 @@ V vocabulary, S slots, P positions a slot can hold, K key/value heads, D head wi
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from danlu.generation.decode_graphs import DecodeGraphs, Recorder, no_recorder
 from danlu.generation.slot_attention import IMPLEMENTATION, LayerStore, Pass, PromptPass, TokenPass, in_flight
 from danlu.models.attention import implementation
 from danlu.models.proof import evaluating
@@ -35,13 +37,20 @@ class ReadPrompts:
 
 
 class SlotModel:
-    """Runs `base` over slots. Use it inside `serving`; row r lives in slot r."""
+    """Runs `base` over slots. Use it inside `serving`; row r lives in slot r.
 
-    def __init__(self, base: PreTrainedModel, num_slots: int, max_positions: int) -> None:
+    `make_recorder` returns what records steps of this model, or None.
+    """
+
+    def __init__(
+        self, base: PreTrainedModel, num_slots: int, max_positions: int,
+        make_recorder: Callable[[PreTrainedModel], Recorder | None] = no_recorder,
+    ) -> None:
         self._base, self._num_slots, self._max_positions = base, num_slots, max_positions
         self._device = base.get_input_embeddings().weight.device
         self._keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
         self.layers: list[LayerStore] = []
+        self.graphs = DecodeGraphs(partial(make_recorder, base), num_slots, self._device)
 
     def read(self, prompts: Sequence[Sequence[int]]) -> ReadPrompts:
         """Compute prompts end to end in one pass without padding."""
@@ -50,8 +59,9 @@ class SlotModel:
         starts = (0, *ends[:-1])
         bounds = torch.tensor((0, *ends), dtype=torch.int32, device=self._device)
         current = PromptPass(Segments(lengths, bounds, max(lengths)))
-        positions = [at for length in lengths for at in range(length)]
-        logits = self._forward([token for prompt in prompts for token in prompt], positions, current, ends)
+        tokens_T = torch.tensor([token for prompt in prompts for token in prompt], device=self._device)
+        positions_T = torch.tensor([at for length in lengths for at in range(length)], device=self._device)
+        logits = self._forward(tokens_T, positions_T, current, ends)
         return ReadPrompts(
             tuple(current.keys), tuple(current.values), tuple(current.windows), starts, lengths, logits)
 
@@ -75,20 +85,30 @@ class SlotModel:
                 buffer[target, :length] = buffer[source, :length]
 
     def step(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
-        """Append token r at position r of slot r for every row; return the logits that follow, (B, V)."""
+        """Append token r at position r of slot r for every row; return the logits that follow, (B, V).
+
+        They hold until the next step. A recorded step also writes to position 0 of a few slots behind the last row.
+        """
         self._grow(max(positions) + 1)
-        return self._forward(tokens, positions, TokenPass(self.layers, positions, self._device), None)
+        recorded = self.graphs.step(tokens, positions, self._step_at_full_width)
+        if recorded is not None:
+            return recorded
+        current = TokenPass.by_neighbourhood(self.layers, positions, self._device)
+        tokens_B, positions_B = (torch.tensor(list(one), device=self._device) for one in (tokens, positions))
+        return self._forward(tokens_B, positions_B, current, None)
+
+    def _step_at_full_width(self, tokens_B: Tensor, positions_B: Tensor) -> Tensor:
+        """Return the same logits from tensors alone: nothing that is launched depends on what they hold."""
+        return self._forward(tokens_B, positions_B, TokenPass.at_full_width(self.layers, positions_B), None)
 
     def _forward(
-        self, tokens: Sequence[int], positions: Sequence[int], current: Pass, ends: Sequence[int] | None
+        self, tokens_T: Tensor, positions_T: Tensor, current: Pass, ends: Sequence[int] | None
     ) -> Tensor:
         """Return the logits of all tokens, or of the last ones before `ends`."""
         rows = None if ends is None else torch.tensor(ends, device=self._device) - 1
         kept = {"logits_to_keep": rows} if rows is not None and self._keeps else {}
         with in_flight(current):
-            out = self._base(
-                input_ids=torch.tensor([tokens], device=self._device), use_cache=False,
-                position_ids=torch.tensor([positions], device=self._device), **kept)
+            out = self._base(input_ids=tokens_T[None], position_ids=positions_T[None], use_cache=False, **kept)
         logits: Tensor = out.logits[0]
         return logits if rows is None or kept else logits[rows]
 
@@ -106,6 +126,7 @@ class SlotModel:
         held = self.layers[0].keys.shape[1]
         if width <= held:
             return
+        self.graphs.drop()
         capacity = self._capacity(max(width, held + held // 2))
         for layer in self.layers:
             layer.keys, layer.values = (_longer(buffer, capacity) for buffer in (layer.keys, layer.values))
