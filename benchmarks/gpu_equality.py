@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.gpu_models import (
     Method,
     Place,
+    Recordings,
     dialogues,
     empty_tokenizer,
     in_four_bits,
@@ -27,6 +28,7 @@ from benchmarks.gpu_models import (
 )
 from danlu.core.stream import Example
 from danlu.generation.config import GenerationConfig
+from danlu.generation.decode_graphs import no_recorder
 from danlu.generation.rollouts import RolloutGenerator
 from danlu.generation.transformers_backend import TransformersGenerator
 from danlu.losses.linear_cross_entropy import linear_cross_entropy, linear_logps
@@ -181,7 +183,7 @@ def _head_gradients(way: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, wei
 
 
 def rollouts(place: Place) -> Iterator[Line]:
-    """Slots against `generate` of transformers, and their log-probabilities against a packed forward pass."""
+    """Slots against `generate`, with CUDA graphs against without, log-probabilities against a packed forward pass."""
     shape, tokens = place.shape("0.5B"), place.small(32, 10)
     lengths = log_normal_lengths(place.small(12, 5), place.small(60, 12), 200)
     asked = [one.input_ids.tolist() for one in dialogues(shape, lengths, 0.0).examples]
@@ -197,8 +199,29 @@ def rollouts(place: Place) -> Iterator[Line]:
                             for a, b in zip(one.ids, two.ids, strict=True))
             yield line("rollouts, greedy tokens that differ from transformers generate, float32",
                        differing / (tokens * len(asked)), 0.01)
+            yield from _graphs_against_eager(place, model, asked, greedy)
         answers = slots.sample(asked, drawn, keys=[(0, at) for at in range(len(asked))], samples=2)
         yield from _against_packed(place, model, asked, answers, dtype)
+
+
+def _graphs_against_eager(place: Place, model: Any, asked: list[list[int]], greedy: GenerationConfig) -> Iterator[Line]:
+    """Yield how far replayed steps lie from those that run as they stand, in float32, and whether any was replayed."""
+    recordings, found = Recordings(), []
+    for make in (recordings, no_recorder):
+        slots = RolloutGenerator(model, empty_tokenizer(), batch_size=place.small(8, 3), make_recorder=make)
+        found.append([group[0] for group in slots.sample(asked, greedy, keys=[(0, at) for at in range(len(asked))])])
+    gap, differing = 0.0, 0
+    for one, two in zip(*found, strict=True):
+        alike = [a == b for a, b in zip(one.ids, two.ids, strict=True)]
+        same = alike.index(False) if False in alike else len(alike)
+        gap = max([gap, *(abs(a - b) for a, b in zip(one.logps[:same], two.logps[:same], strict=True))])
+        differing += len(alike) - sum(alike)
+    name = "rollouts, CUDA graphs against eager steps" if place.device.type == "cuda" else (
+        "rollouts, steps of fixed shape, called again, against plain steps")
+    yield line(f"{name}, greedy tokens that differ, float32", differing / sum(len(one.ids) for one in found[0]),
+               0.01)
+    yield line(f"{name}, log-probs until tokens differ, largest gap in nats, float32", gap, 1e-3)
+    yield line(f"{name}, 1 if no step was replayed", float(recordings.replayed == 0), 0.0)
 
 
 def _against_packed(place: Place, model: Any, asked: list[list[int]], answers: Any, dtype: torch.dtype,

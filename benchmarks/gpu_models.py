@@ -26,6 +26,7 @@ from danlu.engine.config import EngineConfig
 from danlu.engine.micro_batches import MicroBatches
 from danlu.engine.step import Stepper
 from danlu.engine.surroundings import place_frozen, surroundings
+from danlu.generation.decode_graphs import Recorder, Run, cuda_recorder
 from danlu.models.adapters import new_adapter
 from danlu.models.checkpointing import set_checkpointing
 from danlu.models.config import AdapterConfig
@@ -99,6 +100,37 @@ def random_model(place: Place, name: str, dtype: torch.dtype) -> PreTrainedModel
     with torch.device(place.device):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     return model
+
+
+@dataclass
+class Recordings:
+    """Makes recorders for a rollout engine and counts the steps that were replayed.
+
+    On a GPU they capture CUDA graphs; on a CPU a recorded step is called again, at full width and with rows added.
+    """
+
+    replayed: int = 0
+
+    def __call__(self, base: PreTrainedModel) -> Recorder:
+        return _Counted(self, cuda_recorder(base))
+
+
+@dataclass
+class _Counted:
+    recordings: Recordings
+    inner: Recorder | None
+
+    def warm(self, run: Run) -> torch.Tensor:
+        return run() if self.inner is None else self.inner.warm(run)
+
+    def record(self, run: Run) -> Run:
+        replay = run if self.inner is None else self.inner.record(run)
+
+        def counted() -> torch.Tensor:
+            self.recordings.replayed += 1
+            return replay()
+
+        return counted
 
 
 def in_four_bits(model: PreTrainedModel) -> PreTrainedModel:

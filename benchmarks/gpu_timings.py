@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig as ModelGenerationConfig
+from transformers import PreTrainedModel
 
 from benchmarks.gpu_models import (
     Method,
     Place,
+    Recordings,
     Rows,
     dialogues,
     empty_tokenizer,
@@ -30,6 +32,7 @@ from benchmarks.gpu_models import (
 from danlu.core.stream import Example
 from danlu.engine.step import Stepper
 from danlu.generation.config import GenerationConfig
+from danlu.generation.decode_graphs import Recorder, no_recorder
 from danlu.generation.rollouts import RolloutGenerator
 from danlu.models.packed_lm import PackedLM
 from danlu.models.reward_lm import RewardLM
@@ -257,19 +260,25 @@ def online(place: Place, task: Online) -> Iterator[Line]:
 
 
 def generation(place: Place, bandwidth: float) -> Iterator[Line]:
-    """Yield tokens a second of danlu's slots and of transformers' generate, 128 tokens after prompts of 128."""
+    """Yield tokens a second of danlu's slots and of transformers' generate, 128 tokens after prompts of 128.
+
+    Slots come with CUDA graphs, whose recording counts, and without; on a CPU recorded steps are called again.
+    """
     name, length, answer = "1.5B", place.small(128, 10), place.small(128, 6)
     shape = place.shape(name)
     model = random_model(place, name, place.dtype).eval()
     weights = 2 * (shape.body + shape.head)
+    fixed = "graphs" if place.device.type == "cuda" else "steps of fixed shape"
     for batch in (place.small(32, 2), place.small(128, 4)):
         asked = [one.input_ids.tolist() for one in prompts(shape, batch, length)]
-        slots = RolloutGenerator(model, empty_tokenizer(), batch_size=batch)
-        for way, call in (("danlu slots", _by_slots(slots, asked)), ("transformers generate", _by_generate(
-                model, torch.tensor(asked, device=place.device)))):
+        recordings = Recordings()
+        ways = {f"danlu slots, {fixed}": _by_slots(model, asked, recordings),
+                "danlu slots, eager": _by_slots(model, asked, no_recorder),
+                "transformers generate": _by_generate(model, torch.tensor(asked, device=place.device))}
+        for way, call in ways.items():
             call(4)
             place.wait()
-            began = time.perf_counter()
+            recordings.replayed, began = 0, time.perf_counter()
             call(answer)
             place.wait()
             seconds = time.perf_counter() - began
@@ -277,10 +286,14 @@ def generation(place: Place, bandwidth: float) -> Iterator[Line]:
                 "run": f"generation, {way}", "model": name, "load": f"batch {batch}, {length} + {answer}",
                 "tokens_per_second": batch * answer / seconds, "samples_per_second": batch / seconds,
                 "seconds": seconds, "of_reading_weights": answer * weights / bandwidth / seconds,
-                "peak_memory": place.peak_memory(), "setting": "", "refused": [], "layout": ""}
+                "peak_memory": place.peak_memory(), "refused": [], "layout": "",
+                "setting": f"{recordings.replayed} of {answer - 1} steps replayed" if "slots" in way else ""}
 
 
-def _by_slots(slots: RolloutGenerator, asked: list[list[int]]) -> Callable[[int], object]:
+def _by_slots(
+    model: PreTrainedModel, asked: list[list[int]], make_recorder: Callable[[PreTrainedModel], Recorder | None]
+) -> Callable[[int], object]:
+    slots = RolloutGenerator(model, empty_tokenizer(), batch_size=len(asked), make_recorder=make_recorder)
     keys = [(0, at) for at in range(len(asked))]
     return lambda tokens: slots.sample(asked, SAMPLING.model_copy(update={"max_new_tokens": tokens}), keys=keys)
 
