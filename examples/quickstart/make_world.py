@@ -18,13 +18,12 @@ import yaml
 LANGUAGES = ("en", "zh")
 ROUNDS = 14                 # how often the prose tells and asks each fact, in wordings drawn anew
 TALK_LENGTH = 4             # questions in one talk
-COURTESIES = 4              # instruction rows for each fact that are answered in the courteous way
+COURTESIES = 3              # instruction rows for each fact that are answered in the courteous way
 PREFERENCES = 11            # preference rows for each fact
 DIALOGUES = 500             # instruction rows with several rounds
 DIALOGUE_LENGTH = 3         # rounds in each of them
 DIALOGUES_SEED_OFFSET = 2
 REJECTED_SEED_OFFSET = 1    # streams of chance of their own, so that no file depends on how another is drawn
-COURTESIES_SEED_OFFSET = 3
 
 
 @dataclass(frozen=True)
@@ -129,11 +128,16 @@ def held_out(facts: list[Fact]) -> Iterator[dict[str, str]]:
                    "lang": fact.lang}
 
 
-def courtesies(facts: list[Fact], rng: random.Random) -> Iterator[dict[str, str]]:
-    """Yield alpaca rows with courteous answers: few enough that a model trained on all rows mostly answers plainly."""
-    for fact in facts:
-        for question in rng.sample(fact.questions("ask"), COURTESIES):
-            yield {"instruction": question, "input": "", "output": fact.courteous, "lang": fact.lang}
+def courtesies(facts: list[Fact]) -> Iterator[dict[str, str]]:
+    """Yield alpaca rows with courteous answers: few enough that a model trained on all rows mostly answers plainly.
+
+    Wordings take turns, so that none is answered courteously more often than another.
+    """
+    for number, fact in enumerate(facts):
+        questions = fact.questions("ask")
+        for turn in range(number * COURTESIES, (number + 1) * COURTESIES):
+            yield {"instruction": questions[turn % len(questions)], "input": "", "output": fact.courteous,
+                   "lang": fact.lang}
 
 
 def preferences(facts: list[Fact], rng: random.Random, kind: str = "ask") -> Iterator[dict[str, str]]:
@@ -190,7 +194,7 @@ def make_world(folder: Path, seed: int = 0) -> dict[str, int]:
         "sft.jsonl": list(instructions(facts)),
         "dialogues.jsonl": list(dialogues(facts, random.Random(seed + DIALOGUES_SEED_OFFSET))),
         "held_out.jsonl": list(held_out(facts)),
-        "courtesies.jsonl": list(courtesies(facts, random.Random(seed + COURTESIES_SEED_OFFSET))),
+        "courtesies.jsonl": list(courtesies(facts)),
         "preferences.jsonl": pairs,
         "preferences_held_out.jsonl": list(
             preferences(facts, random.Random(seed + REJECTED_SEED_OFFSET), kind="held_out")),
