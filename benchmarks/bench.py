@@ -134,7 +134,10 @@ def counted(cell: Cell, task: Task, work: Workload) -> float | None:
         return None
     output = fresh(BENCH / "runs" / "counted")
     config = output.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(danlu_config(task, work, output) | extra_keys(cell, work)), encoding="utf-8")
+    keys = danlu_config(task, work, output) | extra_keys(cell, work)
+    if cell.stage in ("dpo", "kto"):
+        keys["reference_cache"] = False
+    config.write_text(yaml.safe_dump(keys), encoding="utf-8")
     size = task.batch * task.accumulation
     formula = step_flops(work.shape, cell.stage, cell.method, work.rows[size:2 * size], lora_rank=task.lora_rank,
                          attention=False, block=work.lengths.high)

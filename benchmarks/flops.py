@@ -105,8 +105,9 @@ def adapter_weights(shape: Shape, rank: int) -> int:
 def counted_flops(arguments: list[str], steps: tuple[int, int] = (1, 2)) -> float:
     """Return what torch's counter sees in the second step of `danlu train`: a run of two steps less a run of one.
 
-    Attention is left out: the counter knows it where it is made of batched products, and not where it is one call. Nor
-    does it know the products of 4-bit weights.
+    No reference log-probability is kept, which the longer run would take over from the shorter one. Attention is left
+    out: the counter knows it where it is made of batched products, and not where it is one call. Nor does it know the
+    products of 4-bit weights.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
