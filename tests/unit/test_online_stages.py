@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from danlu.models.actor_critic import ADAPTER, ActorCritic
 from danlu.models.config import AdapterConfig
+from danlu.models.save import stock_model
 from danlu.models.stream_tensors import StreamTensors
 from danlu.stages.grpo import GRPO
 from danlu.stages.ppo import PPO, Experience
@@ -34,6 +36,22 @@ from tests.online_world import (
 )
 
 Table = list[list[float]]
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_answers_are_sampled_in_the_format_of_training(
+    tiny_base: Path, tmp_path: Path, precision: str, dtype: torch.dtype,
+) -> None:
+    """The engine wraps the policy, and not the modules inside that answer: products of the head tell what they ran in.
+    """
+    world = make(GRPO, tiny_base, tmp_path, FULL)
+    world.stage.surroundings = replace(world.stage.surroundings, precision=precision)
+    seen: set[torch.dtype] = set()
+    model = stock_model(world.stage.models.policy)
+    world.rollouts()  # proves that slots serve, before any is counted
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: seen.add(logits.dtype))
+    world.rollouts()
+    assert seen == {dtype}
 
 
 def naive_experience(world: World, rollouts: Sequence[Rollout], scores: Sequence[float]) -> dict[str, Table]:

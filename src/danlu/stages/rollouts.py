@@ -26,6 +26,7 @@ from danlu.stages.base import Surroundings
 from danlu.stages.reference import ReferenceModelKeys
 
 Row = NDArray[np.float32]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LARGEST_GAP = 1e-3  # nats a token between sampling and training, up to which the recorded numbers serve
 
 
@@ -87,8 +88,9 @@ class Rollouts:
         """
         keys = [(around.seed, around.step, prompt.index) for prompt in prompts]
         self._generator.refresh()
-        found = self._generator.sample(
-            [prompt.input_ids.tolist() for prompt in prompts], self.settings, keys=keys, samples=samples)
+        with as_trained(around):
+            found = self._generator.sample(
+                [prompt.input_ids.tolist() for prompt in prompts], self.settings, keys=keys, samples=samples)
         return [rollout_of(prompt, completion, sample) for prompt, completions in zip(prompts, found, strict=True)
                 for sample, completion in enumerate(completions)]
 
@@ -103,6 +105,12 @@ class Rollouts:
         if around.sum_over_ranks([float(table is None)])[0] or table is None:
             raise failure
         return table
+
+
+def as_trained(around: Surroundings) -> torch.autocast:
+    """Return the context in which the policy's own modules compute in the format of its training passes."""
+    dtype = AUTOCAST.get(around.precision)
+    return torch.autocast(around.device.type, dtype, enabled=dtype is not None)
 
 
 class SampledLogps:
