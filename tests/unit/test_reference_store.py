@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from danlu.cli.main import main
+from danlu.core.stream import Example
 from danlu.models.packed_lm import PackedLM
 from danlu.models.weights_digest import digest_of
 from danlu.stages.base import Models, Surroundings
 from danlu.stages.dpo import DPO, DPOConfig
 from danlu.stages.kto import KTO, KTOConfig
+from danlu.stages.reference_scores import ReferenceScores
 from danlu.stages.reference_store import HEADER, ReferenceStore
 from tests.reading import losses, metrics
 from tests.tiny import tiny_model
@@ -134,6 +136,32 @@ def test_only_what_is_missing_is_computed(tmp_path: Path, monkeypatch: pytest.Mo
         assert seen == 3
         for one, other in zip(found, expected, strict=True):
             assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_only_missing_segments_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three pairs of one best answer and three others: four segments run, not six; with a fifth answer, that alone."""
+    monkeypatch.setenv("DANLU_CACHE", str(tmp_path))
+    prompt, answers = [7, 8, 9], [[10, 11], [12], [13, 14, 15], [16, 17], [18, 19, 20, 21]]
+    segments = [np.array(prompt + answer) for answer in answers]
+    pairs = [Example(np.concatenate([segments[0], other]),
+                     np.concatenate([np.arange(len(one)) >= len(prompt) for one in (segments[0], other)]),
+                     lengths=(len(segments[0]), len(other))) for other in segments[1:]]
+    seen: list[int] = []
+    reference, plain = (PackedLM(tiny_model("llama", seed=2)) for _ in range(2))
+    reference.register_forward_pre_hook(lambda module, args: seen.append(args[0].input_ids.numel()))
+
+    def scores(network: PackedLM, number: int, folder: Path | None) -> list[list[float]]:
+        stage = DPO(DPOConfig(), Models(PackedLM(tiny_model("llama", seed=1)), reference=network))
+        stage.surroundings = Surroundings(micro_batch=2, folder=folder)
+        return ReferenceScores(stage).of(pairs[:number], lambda micro, logps_R: torch.stack(
+            [part.sum() for part in logps_R.split([2 + len(one.input_ids) - 8 for one in pairs[:number]])])[:, None])
+
+    first = scores(reference, 3, tmp_path)
+    assert sum(seen) == sum(len(one) for one in segments[:4])
+    seen.clear()
+    both = scores(reference, 4, tmp_path)
+    assert seen == [len(segments[4])] and both[:3] == first
+    np.testing.assert_allclose(both, scores(plain, 4, None), rtol=1e-5)
 
 
 def dpo(base: Path, world: Path, out: Path, **settings: Any) -> Path:

@@ -6,7 +6,6 @@ every loss derives its numbers from them, on the CPU, so that they do not depend
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from danlu.stages.reference_store import MIB, ReferenceStore
 
 AT_ONCE = 256
 """Examples whose kept values are looked up, and whose missing ones are written, in one go."""
-T = TypeVar("T")
 Derive = Callable[[StreamTensors, Tensor], Tensor]
 FloatArray = NDArray[np.float32]
 
@@ -54,16 +52,12 @@ class ReferenceScores:
         store = self._opened()
         if store is None:
             return self._computed(examples)
-        keys = [_keys(one) for one in examples]
-        flat = store.find([key for group in keys for key in group])
-        groups = _grouped(flat, keys)
-        missing = [index for index, group in enumerate(groups) if any(one is None for one in group)]
-        if missing:
-            fresh = self._computed([examples[index] for index in missing])
-            kept = store.add([key for index in missing for key in keys[index]], fresh)
-            for index, group in zip(missing, _grouped(kept, [keys[index] for index in missing]), strict=True):
-                groups[index] = [*group]
-        return [one for group in groups for one in group if one is not None]
+        keys = [key for one in examples for key in _keys(one)]
+        known = dict(zip(keys, store.find(keys), strict=True))
+        wanted, unseen = _unseen(examples, {key for key, values in known.items() if values is None})
+        if wanted:
+            known |= zip(wanted, store.add(wanted, self._computed(unseen)), strict=True)
+        return [values for key in keys if (values := known[key]) is not None]
 
     def _computed(self, examples: Sequence[Example]) -> list[FloatArray]:
         size, device = self._stage.surroundings.micro_batch, self._stage.surroundings.device
@@ -112,6 +106,25 @@ def _counts(one: Example) -> list[int]:
     return [int(one.trained[start + 1:start + length].sum()) for start, length in zip(starts, one.lengths, strict=True)]
 
 
-def _grouped(flat: Sequence[T], like: Sequence[Sequence[object]]) -> list[list[T]]:
-    rest = iter(flat)
-    return [[next(rest) for _ in group] for group in like]
+def _unseen(examples: Sequence[Example], absent: set[bytes]) -> tuple[list[bytes], list[Example]]:
+    """Return the keys of the absent segments, each once, and examples that hold these segments alone."""
+    keys: list[bytes] = []
+    found: list[Example] = []
+    for one in examples:
+        chosen = []
+        for place, key in enumerate(_keys(one)):
+            if key in absent:
+                absent.remove(key)
+                keys.append(key)
+                chosen.append(place)
+        if chosen:
+            found.append(_only(one, chosen))
+    return keys, found
+
+
+def _only(one: Example, segments: Sequence[int]) -> Example:
+    """Return tokens and targets of some segments of an example."""
+    starts = np.cumsum(one.lengths) - one.lengths
+    places = np.concatenate([np.arange(starts[at], starts[at] + one.lengths[at]) for at in segments])
+    lengths = tuple(one.lengths[at] for at in segments)
+    return Example(one.input_ids[places], one.trained[places], lengths=lengths, index=one.index)
