@@ -119,6 +119,7 @@ class Recordings:
 class _Counted:
     recordings: Recordings
     inner: Recorder | None
+    pays_from: int = 2
 
     def warm(self, run: Run) -> torch.Tensor:
         return run() if self.inner is None else self.inner.warm(run)

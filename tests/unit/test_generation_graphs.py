@@ -42,6 +42,8 @@ LONG = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max
 class Again:
     """Repeats a function by calling it; counts."""
 
+    pays_from = 2
+
     def __init__(self) -> None:
         self.warmed, self.recorded, self.repeated = 0, 0, 0
 
@@ -218,6 +220,27 @@ def test_sizes_are_powers_of_two_and_all_slots() -> None:
         assert all(not any(one[rows:]) for one in seen[-1])
     assert sorted({len(tokens) for tokens, _ in seen}) == [1, 2, 4, 8, 12]
     assert recorder.warmed == recorder.recorded == 5 and recorder.repeated == 24 - 5
+
+
+def test_a_size_is_recorded_when_it_pays() -> None:
+    """From its third use on, for instance: of ten steps two run as they stand and eight are repeated."""
+    recorder = Again()
+    recorder.pays_from = 3
+    graphs = DecodeGraphs(lambda: recorder, 4, torch.device("cpu"))
+    for _ in range(10):
+        graphs.step([1, 2], [3, 4], lambda tokens_B, positions_B: tokens_B + positions_B)
+    assert (recorder.warmed, recorder.recorded, recorder.repeated) == (2, 1, 8)
+
+
+def test_an_error_of_a_step_is_no_reason_to_go_on_without_graphs() -> None:
+    """What fails when the step runs as it stands, memory that is short for instance, reaches the caller."""
+    def fails(tokens_B: Tensor, positions_B: Tensor) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    graphs = DecodeGraphs(Again, 4, torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        graphs.step([1], [0], fails)
+    assert not graphs.has_failed
 
 
 def test_without_a_recorder_nothing_is_recorded() -> None:

@@ -5,6 +5,7 @@ graph starts all of them at once. It repeats the same kernels on the same memory
 tokens and positions are copied to where it reads them. Knows nothing of models. Shape legend: B rows, V vocabulary.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -22,7 +23,11 @@ class Recorder(Protocol):
     """Turns a function of fixed tensors into one that does the same to the same tensors with less work.
 
     Recordings of one recorder may share memory: what one returns holds until the next of them runs.
+
+    pays_from  from which use of a size on it is worth recording; 2 at least
     """
+
+    pays_from: int
 
     def warm(self, run: Run) -> Tensor:
         """Run as it stands, so that what happens only once has happened when `run` is recorded."""
@@ -34,7 +39,12 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Captures CUDA graphs on a stream of its own; they share one pool of memory."""
+    """Captures CUDA graphs on a stream of its own; they share one pool of memory.
+
+    A capture waits for the device and empties the allocator's cache, which sizes that soon pass are not worth.
+    """
+
+    pays_from = 8
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream, self._pool = device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
@@ -75,7 +85,7 @@ class CudaRecorder:
         """
         generator = torch.cuda.default_generators[self._device.index]
         generator.graphsafe_set_state(generator.clone_state())
-        with suppress(RuntimeError):
+        with suppress(RuntimeError, AttributeError):
             torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
 
 
@@ -92,17 +102,19 @@ def no_recorder(model: nn.Module) -> Recorder | None:
 
 
 class DecodeGraphs:
-    """Recordings of one step function, one for each padded size. A size is recorded when it is needed a second time."""
+    """Recordings of one step function, one for each padded size that is used often enough."""
 
     def __init__(self, make_recorder: Callable[[], Recorder | None], num_slots: int, device: torch.device) -> None:
         self._make_recorder, self._num_slots, self._device = make_recorder, num_slots, device
+        self._inputs: dict[int, Tensor] = {}
+        self._uses: Counter[int] = Counter()
+        self._replays: dict[int, Run] = {}
+        self._recorder = make_recorder()
         self.has_failed = False
-        self.drop()
 
     def drop(self) -> None:
         """Forget all recordings, since memory that they use moves. A pool that none uses cannot be taken up again."""
-        self._inputs: dict[int, Tensor] = {}
-        self._replays: dict[int, Run] = {}
+        self._inputs, self._uses, self._replays = {}, Counter(), {}
         self._recorder = None if self.has_failed else self._make_recorder()
 
     def step(
@@ -111,34 +123,33 @@ class DecodeGraphs:
         """Return the logits of `forward`, (B, V), which hold until the next step; None where nothing is recorded.
 
         `forward` takes tokens and positions, (B,) each, and does the same however often it is called with the same.
-        Rows are added, with token 0 at position 0, up to the next power of two or the number of slots.
+        Rows are added, with token 0 at position 0, up to the next power of two or the number of slots. A step that
+        cannot be recorded is told, and no other is tried; errors of steps that run are the caller's.
         """
         if self._recorder is None:
             return None
         size = min(1 << (len(tokens) - 1).bit_length(), self._num_slots)
-        try:
-            return self._padded(self._recorder, size, tokens, positions, forward)[: len(tokens)]
-        except RuntimeError as error:
-            notice(f"answers are sampled without CUDA graphs, which is slower: {_cause(error)}")
-        self.has_failed = True
-        self.drop()
-        return None
-
-    def _padded(
-        self, recorder: Recorder, size: int, tokens: Sequence[int], positions: Sequence[int],
-        forward: Callable[[Tensor, Tensor], Tensor],
-    ) -> Tensor:
-        spare, is_first = [0] * (size - len(tokens)), size not in self._inputs
-        fresh_2B = torch.tensor([[*tokens, *spare], [*positions, *spare]], pin_memory=self._device.type == "cuda")
-        if is_first:
-            self._inputs[size] = torch.empty(2, size, dtype=torch.long, device=self._device)
-        self._inputs[size].copy_(fresh_2B, non_blocking=True)
-        run = partial(forward, *self._inputs[size])
-        if is_first:
-            return recorder.warm(run)
+        run = partial(forward, *self._filled(size, tokens, positions))
+        self._uses[size] += 1
+        if self._uses[size] < self._recorder.pays_from:
+            return self._recorder.warm(run)[: len(tokens)]
         if size not in self._replays:
-            self._replays[size] = recorder.record(run)
-        return self._replays[size]()
+            try:
+                self._replays[size] = self._recorder.record(run)
+            except RuntimeError as error:
+                notice(f"answers are sampled without CUDA graphs, which is slower: {_cause(error)}")
+                self.has_failed = True
+                self.drop()
+                return None
+        return self._replays[size]()[: len(tokens)]
+
+    def _filled(self, size: int, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Return tokens and positions, (2, B) with rows added, where the recording of their size reads them."""
+        spare = [0] * (size - len(tokens))
+        fresh_2B = torch.tensor([[*tokens, *spare], [*positions, *spare]], pin_memory=self._device.type == "cuda")
+        if size not in self._inputs:
+            self._inputs[size] = torch.empty(2, size, dtype=torch.long, device=self._device)
+        return self._inputs[size].copy_(fresh_2B, non_blocking=True)
 
 
 def _cause(error: BaseException) -> str:
