@@ -152,7 +152,8 @@ def _with_answers(config: RunConfig, prepared: Prepared, counts: ModelCounts, ne
     text = load_config(_model_name(config), config.model).get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    kept = 2 * text.num_hidden_layers * heads * size * dtype.itemsize
+    width = 4 if _device(config).type == "cpu" else dtype.itemsize
+    kept = 2 * text.num_hidden_layers * heads * size * width
     prompt = max((int(one.lengths.max()) for one in prepared.sets()), default=0)
     answers = ROLLOUT_SLOTS * (prompt + config.generation.max_new_tokens) * kept
     return replace(need, value=value, reward=reward, answers=answers, checkpoint=need.checkpoint + value // 2)

@@ -35,6 +35,13 @@ class Pass(Protocol):
         ...
 
 
+def stored_dtype(query: Tensor) -> torch.dtype:
+    """Return the dtype of keys and values in slots: on a processor, whose 16-bit attention is slow, never a 16-bit one.
+    """
+    dtype = kernel_dtype(query)
+    return torch.float32 if query.device.type == "cpu" and dtype.itemsize < 4 else dtype
+
+
 @dataclass
 class LayerStore:
     """Keys and values of one layer in all slots, (S, P, K, D) each; positions not yet written are zero."""
@@ -63,7 +70,7 @@ class PromptPass:
 
     def attend(self, query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, rule: Rule) -> Tensor:
         """Attend inside each prompt and keep the layer's keys and values."""
-        dtype = kernel_dtype(query_1HTD)
+        dtype = stored_dtype(query_1HTD)
         for kept, new in ((self.keys, key_1KTD), (self.values, value_1KTD)):
             kept.append(new[0].transpose(0, 1).to(dtype).contiguous())
         self.windows.append(rule.window)
@@ -122,7 +129,7 @@ class TokenPass:
         layer.write(self._places, key_1KTD[0].transpose(0, 1), value_1KTD[0].transpose(0, 1))
         query_BHD = query_1HTD[0].transpose(0, 1).to(layer.keys.dtype)
         pieces = [self._attend_group(query_BHD, layer, group, rule) for group in self._groups]
-        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces))[None]
+        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces))[None].to(kernel_dtype(query_1HTD))
 
     def _attend_group(self, query_BHD: Tensor, layer: LayerStore, group: RowGroup, rule: Rule) -> Tensor:
         """Return (B, H, D) of the group's rows. The G heads that share a key are G queries of one attention call."""
