@@ -46,6 +46,15 @@ def test_accumulation_does_not_change_the_run(tmp_path: Path, micro: int, accumu
     assert torch.allclose(weights(one), weights(other), atol=1e-5)
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_the_first_step_takes_the_most_tokens_of_its_epoch(tmp_path: Path, fixed: bool) -> None:
+    """Five batches of four, and three rows left over; in the order of the file the fullest comes where it stands."""
+    stage, tokens = make_stage(), list[int]()
+    stage.prepare = lambda batch: tokens.append(sum(len(one.input_ids) for one in batch)) or iter([batch])  # type: ignore
+    train(tmp_path, stage=stage, num_train_epochs=1, disable_shuffling=fixed)
+    assert len(tokens) == 6 and (tokens[0] == max(tokens)) is not fixed
+
+
 def test_loss_falls_on_a_learnable_language(tmp_path: Path) -> None:
     """The toy data follows x + 1 or x + 2: the best bigram model has a loss near log 2 = 0.69 (log 17 = 2.83)."""
     result, _ = train(tmp_path, num_train_epochs=60, data=ToyData(40))

@@ -15,7 +15,8 @@ IndexArray = NDArray[np.int64]
 class Sampler:
     """The order of the examples over all epochs; one fresh permutation per epoch.
 
-    lengths  tokens of each example; when given, examples of similar length share a batch
+    lengths  tokens of each example; when given, the first epoch starts with the batches that need the most memory
+    grouped  examples of similar length share a batch
     """
 
     num_examples: int
@@ -24,6 +25,7 @@ class Sampler:
     shuffle: bool = True
     drop_last: bool = False
     lengths: Sequence[int] | IndexArray | None = None
+    grouped: bool = False
     _epoch: int = field(default=-1, init=False)
     _order: IndexArray = field(default_factory=lambda: np.empty(0, np.int64), init=False)
 
@@ -46,7 +48,29 @@ class Sampler:
             return np.arange(self.num_examples)
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(self.num_examples)
-        return order if self.lengths is None else _grouped(order, np.asarray(self.lengths), self.global_batch, random)
+        if self.lengths is None:
+            return order
+        lengths = np.asarray(self.lengths)
+        if self.grouped:
+            return _grouped(order, lengths, self.global_batch, random)
+        return _heaviest_first(order, lengths, self.global_batch) if epoch == 0 else order
+
+
+def _heaviest_first(order: IndexArray, lengths: IndexArray, batch: int) -> IndexArray:
+    """Swap two whole batches with the first two: the one of the most tokens and, of the others, that of the longest.
+
+    One of them needs the most memory: the first where a step is one pass, the second where a step is cut, as the
+    longest row then bounds a pass. The second also meets the optimiser's moments, which the first step makes. How a
+    step is cut has no say, so that a run goes on with the same order on another machine.
+    """
+    number = len(order) // batch
+    batches_NG = order[:number * batch].reshape(number, batch)
+    sizes_NG = lengths[batches_NG]
+    places = np.arange(number)
+    for front, weight_N in enumerate((sizes_NG.sum(1), sizes_NG.max(1))[:number]):
+        heaviest = front + int(np.argmax(weight_N[places[front:]]))
+        places[[front, heaviest]] = places[[heaviest, front]]
+    return np.concatenate([batches_NG[places].ravel(), order[number * batch:]])
 
 
 def _grouped(order: IndexArray, lengths: IndexArray, batch: int, random: np.random.Generator) -> IndexArray:

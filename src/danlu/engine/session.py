@@ -222,10 +222,9 @@ def _place(stage: Stage, accelerator: Accelerator, config: EngineConfig) -> None
 def _sampler(config: EngineConfig, plan: Plan, dataset: Examples) -> Sampler | StreamBatches:
     if isinstance(dataset, TokenStream):
         return StreamBatches(dataset, plan.global_batch, config.dataloader_drop_last)
-    lengths = dataset.lengths if config.group_by_length else None
     seed = config.data_seed if config.data_seed is not None else config.seed
     return Sampler(plan.num_examples, plan.global_batch, seed, not config.disable_shuffling,
-                   config.dataloader_drop_last, lengths)
+                   config.dataloader_drop_last, dataset.lengths, config.group_by_length)
 
 
 def _saves_in_background(config: EngineConfig, accelerator: Accelerator) -> bool:
