@@ -3,17 +3,19 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from torch.overrides import TorchFunctionMode
 
 from danlu.core.errors import ConfigError
 from danlu.core.run_dir import RunDir
 from danlu.engine.faults import NonFiniteError
 from danlu.engine.loop import Engine
-from tests.toy_stage import ToyData, ToySaver, losses, make_config, make_stage, train, weights
+from tests.toy_stage import ToyData, ToySaver, ToyStage, losses, make_config, make_stage, train, weights
 
 
 def test_first_steps_equal_a_loop_written_by_hand(tmp_path: Path) -> None:
@@ -151,3 +153,31 @@ def test_gradient_norm_is_that_of_the_whole_step(tmp_path: Path) -> None:
     (stage.loss(micro).total / stage.count(micro)).backward()
     norm = torch.cat([p.grad.flatten() for p in stage.models.policy.parameters()]).norm()
     assert result.history[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
+
+
+class Reads(TorchFunctionMode):
+    """Log each loss and each number that Python reads from a tensor; what is counted before a step lies on the CPU."""
+
+    def __init__(self, stage: ToyStage) -> None:
+        super().__init__()
+        self.log: list[str] = []
+        loss, stage.loss = stage.loss, lambda micro: self.log.append("loss") or loss(micro)  # type: ignore
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in {"item", "tolist", "numpy", "cpu", "__float__", "__int__", "__bool__", "__index__"}:
+            self.log.append("read")
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_update_reads_its_numbers_from_the_device_at_once(tmp_path: Path) -> None:
+    """Between the last loss of a step and the change of the weights: norm, loss and metric in one transfer."""
+    stage = make_stage()
+    reads = Reads(stage)
+    before, log = torch.optim.SGD.step, reads.log
+    with pytest.MonkeyPatch.context() as patch, reads:
+        patch.setattr(torch.optim.SGD, "step", lambda self, *args: log.append("update") or before(self, *args))
+        train(tmp_path, stage=stage, max_steps=3, optim="sgd")
+    updates = " ".join(log).split("update")[:-1]
+    assert len(updates) == 3
+    assert all(one.rpartition("loss")[2].split() == ["read"] for one in updates)

@@ -83,8 +83,7 @@ class Stepper:
             notice("a step in which nothing carries loss leaves the weights as they are")
             return False
         totals, metrics = self._backward(micros, weight, count)
-        norm = self._clip()
-        self._reduce(totals, metrics, weight, count, float(norm), result)
+        self._reduce(totals, metrics, self._clip(), weight, count, result)
         if not math.isfinite(result.loss) or not (math.isfinite(result.grad_norm) or self._scales()):
             self._stop(parts, totals, weight, step, result)
         self.before_change()
@@ -121,15 +120,18 @@ class Stepper:
         """Return True with float16 loss scaling, where an overflow skips the step and lowers the scale."""
         return self.accelerator.scaler is not None
 
-    def _reduce(self, totals: Sequence[Tensor], metrics: dict[str, Tensor], weight: float, count: float,
-                norm: float, result: StepResult) -> None:
+    def _reduce(self, totals: Sequence[Tensor], metrics: dict[str, Tensor], norm: Tensor, weight: float, count: float,
+                result: StepResult) -> None:
         names = sorted(metrics)
-        own = [float(torch.stack(list(totals)).double().sum()), *(float(metrics[name]) for name in names)]
-        loss, *values = sum_over_ranks(self.accelerator, [weight * value for value in own])
-        result.loss += loss / count
+        loss = torch.stack(list(totals)).double().sum()
+        numbers = [norm, loss, *(metrics[name] for name in names)]
+        # All numbers come in one transfer. Its wait for the device remains: a NaN must be known before weights change.
+        grad_norm, *own = torch.stack([one.to(loss).reshape(()) for one in numbers]).tolist()
+        total, *values = sum_over_ranks(self.accelerator, [weight * value for value in own])
+        result.loss += total / count
         for name, value in zip(names, values, strict=True):
             result.metrics[name] = result.metrics.get(name, 0.0) + value / count
-        result.grad_norm = norm
+        result.grad_norm = grad_norm
 
     def _stop(self, parts: Sequence[Sequence[Example]], totals: Sequence[Tensor], weight: float, step: int,
               result: StepResult) -> None:
