@@ -113,13 +113,15 @@ class StreamTensors:
         """Supervised rows, R."""
         return int(self.loss_rows.shape[0])
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "StreamTensors":
-        """Return the same stream on `device`; counts stay plain integers."""
-        return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str) -> "StreamTensors":
+        """Return the same stream on `device`; counts stay plain integers.
 
-    def pin_memory(self) -> "StreamTensors":
-        """Return the same stream in page-locked memory, from which copies to a GPU overlap with work."""
-        return self._moved(lambda tensor: tensor.pin_memory())
+        To a GPU it goes through page-locked memory, so that the copy does not wait for the work that runs there.
+        """
+        if torch.device(device).type != "cuda":
+            return self._moved(lambda tensor: tensor.to(device))
+        return self._moved(lambda tensor: (tensor if tensor.is_cuda else tensor.pin_memory()).to(
+            device, non_blocking=True))
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "StreamTensors":
         tree = self.tree and replace(self.tree, kept=move(self.tree.kept), places=move(self.tree.places))
