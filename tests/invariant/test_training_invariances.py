@@ -78,13 +78,26 @@ def test_packing_does_not_change_the_run(method: str, tiny_base: Path, world: Pa
 @pytest.mark.parametrize("stage", list(STAGES))
 def test_resumed_run_is_bit_identical(stage: str, method: str, tiny_base: Path, world: Path, tmp_path: Path) -> None:
     """Stopped after step 3 and started again, a run logs the same losses and writes the same bits, dropout included."""
-    same = {"stage": stage, "dataset": DATA[stage], "packing": False, "save_steps": 3, **METHODS[method],
-            **stage_keys(stage, world)}
-    never = train(tiny_base, world, tmp_path / "never", **same)
-    again = tmp_path / "again"
+    assert_resumes(tiny_base, world, tmp_path, stage=stage, dataset=DATA[stage], packing=False, **METHODS[method],
+                   **stage_keys(stage, world))
+
+
+@pytest.mark.parametrize(("stage", "cutoff_len"), [("sft", 64), ("pt", 96)])
+def test_resumed_run_over_packs_or_blocks_is_bit_identical(stage: str, cutoff_len: int, tiny_base: Path, world: Path,
+                                                           tmp_path: Path) -> None:
+    """One packed row or block a step; the run stops within an epoch (of four rows, of two blocks) and goes on there."""
+    assert_resumes(tiny_base, world, tmp_path, stage=stage, dataset=DATA[stage], packing=True, cutoff_len=cutoff_len,
+                   per_device_train_batch_size=1, **METHODS["lora"])
+
+
+def assert_resumes(base: Path, world: Path, folder: Path, **settings: Any) -> None:
+    """Assert that six steps, and the last three of them anew from the checkpoint of the third, end alike."""
+    same = {**settings, "save_steps": 3}
+    never = train(base, world, folder / "never", **same)
+    again = folder / "again"
     shutil.copytree(never, again, ignore=shutil.ignore_patterns("checkpoint-6", "*.safetensors"))
     shutil.copytree(never / "checkpoint-3", again / "checkpoint-3", dirs_exist_ok=True)
-    train(tiny_base, world, again, **same)
+    train(base, world, again, **same)
     assert losses(again)[-3:] == losses(never)[-3:]
     one, other = weights(never), weights(again)
     assert all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
