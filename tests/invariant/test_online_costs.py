@@ -25,6 +25,7 @@ from danlu.engine.micro_batches import MicroBatches
 from danlu.engine.optimizers import default_groups, make_optimizer
 from danlu.engine.step import Stepper
 from danlu.generation.slot_attention import IMPLEMENTATION as SLOTS
+from danlu.losses.vocabulary_sweep import BLOCK_WORDS
 from danlu.models.actor_critic import ADAPTER
 from danlu.models.adapter_switch import POLICY
 from danlu.models.config import AdapterConfig
@@ -33,6 +34,7 @@ from danlu.models.stream_tensors import StreamTensors
 from danlu.stages.grpo import GRPO
 from danlu.stages.ppo import PPO
 from danlu.stages.rollouts import Rollout, SampledLogps
+from tests.invariant.test_flops import Updates, cut_small, watch_logits
 from tests.invariant.test_tree_costs import COUNTED
 from tests.online_world import FULL, LORA, QUESTIONS, World, make, prompts
 from tests.unit.test_rewards_models import save_reward_model
@@ -85,25 +87,27 @@ class Passes:
 
 
 class Columns(TorchDispatchMode):
-    """Notes whether anything of as many columns as the vocabulary has is made."""
+    """Notes the most rows of what is made with as many columns as the vocabulary has; 0 without any."""
+
+    makers = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten._log_softmax)
 
     def __init__(self) -> None:
         super().__init__()
-        self.found = False
+        self.rows = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        made = isinstance(out, torch.Tensor) and func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
-        self.found |= bool(made and out.shape[-1] == VOCABULARY)
+        if func.overloadpacket in self.makers and out.shape[-1] == VOCABULARY:
+            self.rows = max(self.rows, out.numel() // VOCABULARY)
         return out
 
 
-def build(kind: Any, base: Path, folder: Path, adapter: AdapterConfig) -> tuple[World, Stepper]:
+def build(kind: Any, base: Path, folder: Path, adapter: AdapterConfig, **more: Any) -> tuple[World, Stepper]:
     """Return a stage with a trained reward model, its first step already done: models have proved themselves."""
     reward = save_reward_model(base, folder / "reward", adapter)
     keys = {"ppo_epochs": EPOCHS} if kind is PPO else {"grpo_epochs": EPOCHS, "num_generations": SAMPLES}
     world = make(kind, base, folder, adapter, reward_model_type="lora" if adapter is LORA else "full",
-                 reward_model=str(reward), reward_batch_size=len(QUESTIONS) * SAMPLES, **keys)
+                 reward_model=str(reward), reward_batch_size=len(QUESTIONS) * SAMPLES, **keys, **more)
     stage = world.stage
     stage.surroundings.micro_batch = len(QUESTIONS)
     policy, config = stage.models.policy.train(), EngineConfig()
@@ -173,10 +177,10 @@ def test_values_and_rewards_never_touch_the_vocabulary(
     with Columns() as columns:
         stage.models.policy(micro, wanted=("values",))[0].sum().backward()
         stage.models.rollouts.reward(rollouts, stage.surroundings)
-    assert not columns.found
+    assert columns.rows == 0
     with Columns() as columns, torch.no_grad():
         stage.models.policy(micro, wanted=("logps",))
-    assert columns.found
+    assert columns.rows > 0
 
 
 @METHODS
@@ -194,6 +198,41 @@ def test_a_step_costs_what_the_formula_says(
         stepper.run(prompts(), counts=True, step=2)
     wanted = formula(world, rollouts, samples)
     assert 0.7 * wanted <= step.get_total_flops() - sampling.get_total_flops() <= 1.05 * wanted
+
+
+@METHODS
+@pytest.mark.parametrize("kind", [PPO, GRPO])
+def test_logits_never_exceed_a_tile_and_each_group_is_one_update(
+    kind: Any, adapter: AdapterConfig, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tiles of at most 8 rows, fewer than a step supervises, for scoring and training; an update an epoch and group."""
+    cut_small(monkeypatch, VOCABULARY, 8, BLOCK_WORDS)
+    _, stepper = build(kind, tiny_base, tmp_path, adapter)
+    seen = watch_logits(monkeypatch)
+    with Updates() as updates:
+        stepper.run(prompts(), counts=True, step=2)
+    assert len(seen["tile"]) >= 2 * (1 + EPOCHS)  # of the reference and of each pass that trains
+    assert 0 < max(seen["block"]) <= 8 * 2 * BLOCK_WORDS  # rounded up to a multiple
+    assert max(seen["alive"]) <= 8 * VOCABULARY
+    assert updates.number == EPOCHS * len(stepper.optimizer.param_groups)
+
+
+@METHODS
+def test_logits_of_an_entropy_never_exceed_a_tile(
+    adapter: AdapterConfig, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All words of at most 8 rows at once, forward and backward."""
+    cut_small(monkeypatch, VOCABULARY, 8, BLOCK_WORDS)
+    world, _ = build(PPO, tiny_base, tmp_path, adapter, ppo_entropy_coef=0.01)
+    stage = world.stage
+    stage.surroundings.step = 2
+    with torch.no_grad():
+        minibatch = next(iter(stage.prepare(prompts())))
+    micro = stage.collate(minibatch)
+    assert micro.num_rows > 8
+    with Columns() as columns:
+        stage.loss(micro).total.backward()
+    assert 0 < columns.rows <= 8
 
 
 def formula(world: World, rollouts: Sequence[Rollout], samples: int) -> float:
