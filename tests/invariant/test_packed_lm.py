@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from danlu.core.console import forget_notices
 from danlu.core.stream import Example, flatten
 from danlu.losses.vocabulary_sweep import tile_rows_for
 from danlu.models.attention import IMPLEMENTATION
@@ -181,8 +182,11 @@ def test_lora_with_a_frozen_head_takes_the_tiled_head() -> None:
     assert got and all("lora" in name for name in got)
 
 
-def test_router_balancing_loss_is_the_models_own() -> None:
-    """With output_router_logits the sum grows by coefficient * the model's own aux_loss * supervised weight."""
+def test_router_balancing_loss_is_the_models_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """With output_router_logits the sum grows by coefficient * the model's own aux_loss * supervised weight.
+
+    One notice says that the model makes its own logits for it; without the loss there is none.
+    """
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)
@@ -194,7 +198,15 @@ def test_router_balancing_loss_is_the_models_own() -> None:
     out = model(input_ids=data.input_ids[None], labels=data.input_ids[None])
     assert packed.report().head == "undecided"
     assert packed(data).item() == pytest.approx(13 * out.loss.item(), rel=1e-5)
+    packed(data)
     assert (packed.report().layout, packed.report().head) == ("packed", "model")
+    said = "notice: the router's balancing loss needs the whole model's forward: taking the slower plain path"
+    assert capsys.readouterr().err.count(said) == 1
+    model.config.output_router_logits = False
+    forget_notices()
+    unbalanced = PackedLM(model)
+    unbalanced(data)
+    assert unbalanced.report().head == "tiled" and "notice" not in capsys.readouterr().err
 
 
 def test_label_smoothing_counts_in_training_only() -> None:
