@@ -205,7 +205,7 @@ EFFECTS: dict[str, Effect] = dict([
     key("ppo_buffer_size", 2, base="ppo"),
     key("ppo_kl_coef", 1.0, base="ppo"),
     key("ppo_kl_controller", "fixed", base="ppo", ppo_kl_horizon=10.0),
-    key("ppo_target", 1e-4, base="ppo", ppo_kl_horizon=10.0),
+    key("ppo_target", 1e-4, base="ppo", ppo_kl_horizon=10.0, learning_rate=0.1),
     key("ppo_kl_horizon", 10.0, base="ppo"),
     key("ppo_clip", 0.01, base="ppo"),
     key("ppo_value_clip", 0.001, base="ppo"),

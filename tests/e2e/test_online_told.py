@@ -34,8 +34,9 @@ def test_the_policy_predicts(stage: str, run: Callable[..., tuple[int, Path]]) -
 
 
 def test_all_answers_cut_and_masked(run: Callable[..., tuple[int, Path]]) -> None:
-    """Two tokens are never enough: nothing carries loss, the weights stay, and the log still says what was sampled."""
-    code, out = run("grpo", mask_truncated=True, save_steps=1, eval_dataset="chat", do_train=True, do_eval=True)
+    """Two tokens are never enough, but for an end token by chance, which this seed does not draw: nothing carries loss,
+    the weights stay, and the log still says what was sampled."""
+    code, out = run("grpo", mask_truncated=True, save_steps=1, eval_dataset="chat", do_train=True, do_eval=True, seed=1)
     assert code == 0
     log = metrics(out)
     assert [row["truncated"] for row in log] == [1.0, 1.0] and log[0]["length"] == 2.0
