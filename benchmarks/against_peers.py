@@ -85,7 +85,7 @@ def factory(name: str = "fp32", compares: bool = True, **settings: Any) -> Peer:
 
 def factories(**settings: Any) -> tuple[Peer, ...]:
     """Return LLaMA-Factory in fp32, its default on a processor, and in bf16."""
-    return factory(**settings), factory("bf16", compares=False, bf16=True, **settings)
+    return factory(**settings), factory("bf16", compares=False, bf16=True, use_cpu=True, **settings)
 
 
 DEFAULTS = trl("defaults (bf16, checkpointing)", compares=False)
