@@ -78,8 +78,11 @@ def one_by_one(model: PreTrainedModel, data: StreamTensors) -> torch.Tensor:
     return total
 
 
-def check(model: PreTrainedModel, layout: str, head: str = "tiled") -> None:
-    data = stream()
+def both_ways(
+    model: PreTrainedModel, data: StreamTensors,
+) -> tuple[PackedLM, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the packed model, its loss, the loss segment by segment and that one's gradients; the model keeps its own.
+    """
     expected = one_by_one(model, data)
     expected.backward()
     wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -87,6 +90,12 @@ def check(model: PreTrainedModel, layout: str, head: str = "tiled") -> None:
     packed = PackedLM(model)
     actual = packed(data)
     actual.backward()
+    return packed, actual, expected, wanted
+
+
+def check(model: PreTrainedModel, layout: str, head: str = "tiled") -> None:
+    data = stream()
+    packed, actual, expected, wanted = both_ways(model, data)
     assert (packed.report().layout, packed.report().head) == (layout, head), packed.report()
     assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
     scale = max(grad.abs().max() for grad in wanted.values())
@@ -121,13 +130,7 @@ def test_other_architectures_take_the_padded_path(family: str, capsys: pytest.Ca
 def test_float64_agrees_to_twelve_digits() -> None:
     """Loss and every gradient of GPT-2, which takes no float32 detour; the norms and rotations of a Llama do."""
     model, data = sharpen(tiny_model("gpt2").double()), stream()
-    expected = one_by_one(model, data)
-    expected.backward()
-    wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    packed = PackedLM(model)
-    actual = packed(data)
-    actual.backward()
+    packed, actual, expected, wanted = both_ways(model, data)
     assert (packed.report().layout, actual.dtype) == ("packed", torch.float64)
     assert actual.item() == pytest.approx(expected.item(), rel=1e-12)
     floor = 1e-14 * torch.stack([grad.norm() for grad in wanted.values()]).norm()
