@@ -52,9 +52,10 @@ class ReferenceScores:
         store = self._opened()
         if store is None:
             return self._computed(examples)
-        keys = [key for one in examples for key in _keys(one)]
+        groups = [_keys(one) for one in examples]
+        keys = [key for group in groups for key in group]
         known = dict(zip(keys, store.find(keys), strict=True))
-        wanted, unseen = _unseen(examples, {key for key, values in known.items() if values is None})
+        wanted, unseen = _unseen(examples, groups, {key for key, values in known.items() if values is None})
         if wanted:
             known |= zip(wanted, store.add(wanted, self._computed(unseen)), strict=True)
         return [values for key in keys if (values := known[key]) is not None]
@@ -106,13 +107,18 @@ def _counts(one: Example) -> list[int]:
     return [int(one.trained[start + 1:start + length].sum()) for start, length in zip(starts, one.lengths, strict=True)]
 
 
-def _unseen(examples: Sequence[Example], absent: set[bytes]) -> tuple[list[bytes], list[Example]]:
-    """Return the keys of the absent segments, each once, and examples that hold these segments alone."""
+def _unseen(
+    examples: Sequence[Example], groups: Sequence[Sequence[bytes]], absent: set[bytes]
+) -> tuple[list[bytes], list[Example]]:
+    """Return the keys of the absent segments, each once, and examples that hold these segments alone.
+
+    groups  the keys of each example's segments
+    """
     keys: list[bytes] = []
     found: list[Example] = []
-    for one in examples:
+    for one, group in zip(examples, groups, strict=True):
         chosen = []
-        for place, key in enumerate(_keys(one)):
+        for place, key in enumerate(group):
             if key in absent:
                 absent.remove(key)
                 keys.append(key)
