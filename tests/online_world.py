@@ -23,7 +23,7 @@ from danlu.models.packed_lm import PackedLM
 from danlu.rewards.base import RewardContext
 from danlu.rewards.config import RewardKeys
 from danlu.rewards.mixture import build_rewards
-from danlu.stages.base import Models, Stage, Surroundings
+from danlu.stages.base import Models, Stage, Surroundings, by_number
 from danlu.stages.rollouts import Rollout, Rollouts
 from tests.tiny import CHATML, tiny_tokenizer
 
@@ -107,7 +107,7 @@ def make(kind: type[Stage], base: Path, folder: Path, adapter: AdapterConfig = L
         reference = PackedLM(load(base, adapter, seed=8)).requires_grad_(False)
     plain_reference = copy.deepcopy(model if reference is None else reference.model).double()
     stage = kind(config, Models(policy, reference=reference, rollouts=rollouts))
-    stage.surroundings = Surroundings(micro_batch=2, step=1, seed=3)
+    stage.surroundings = Surroundings(deal=by_number(2), step=1, seed=3)
     return World(stage, copy.deepcopy(model).double(), plain_reference, value, head)
 
 

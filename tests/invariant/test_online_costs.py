@@ -31,6 +31,7 @@ from danlu.models.adapter_switch import POLICY
 from danlu.models.config import AdapterConfig
 from danlu.models.proof import base_of
 from danlu.models.stream_tensors import StreamTensors
+from danlu.stages.base import by_number
 from danlu.stages.grpo import GRPO
 from danlu.stages.ppo import PPO
 from danlu.stages.rollouts import Rollout, SampledLogps
@@ -109,7 +110,7 @@ def build(kind: Any, base: Path, folder: Path, adapter: AdapterConfig, **more: A
     world = make(kind, base, folder, adapter, reward_model_type="lora" if adapter is LORA else "full",
                  reward_model=str(reward), reward_batch_size=len(QUESTIONS) * SAMPLES, **keys, **more)
     stage = world.stage
-    stage.surroundings.micro_batch = len(QUESTIONS)
+    stage.surroundings.deal = by_number(len(QUESTIONS))
     policy, config = stage.models.policy.train(), EngineConfig()
     groups = default_groups(policy, config)
     stepper = Stepper(

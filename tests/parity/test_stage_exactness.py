@@ -20,7 +20,7 @@ from danlu.losses import vocabulary_sweep as head
 from danlu.models.packed_lm import PackedLM
 from danlu.models.proof import RunPlan, base_of
 from danlu.models.stream_tensors import StreamTensors
-from danlu.stages.base import STAGES, Models, Stage
+from danlu.stages.base import STAGES, Models, Stage, by_number
 from tests import online_world
 from tests.parity.test_packed_families import sharpen
 from tests.tiny import tiny_model
@@ -145,7 +145,7 @@ def test_the_fast_path_is_the_dense_one(
     slow = kind(fast.config, Models(dense(fast.models.policy), dense(fast.models.reference),
                                     rollouts=fast.models.rollouts))
     slow.surroundings = copy.copy(fast.surroundings)
-    fast.surroundings.micro_batch = slow.surroundings.micro_batch = 32
+    fast.surroundings.deal = slow.surroundings.deal = by_number(32)
     seen, seen_slow = watches(fast.models), watches(slow.models)
     expected_batch, expected = step(slow, data)
     batch, loss = step(fast, data)

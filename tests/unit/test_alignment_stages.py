@@ -24,7 +24,7 @@ from danlu.data.encode_answers import (
 )
 from danlu.models.packed_lm import PackedLM
 from danlu.run_config import load_run_config, stage_settings
-from danlu.stages.base import Models, Stage
+from danlu.stages.base import Models, Stage, by_number
 from danlu.stages.dpo import DPO, DPOConfig
 from danlu.stages.kto import KTO, KTOConfig
 from danlu.templates import resolve as resolve_template
@@ -69,7 +69,7 @@ def sigmoid(x: float) -> float:
 
 def total_of(stage: Stage, examples: list[Example], micro_batch: int) -> float:
     """Return the summed loss of one step, cut into micro-batches as the engine does."""
-    stage.surroundings.micro_batch = micro_batch
+    stage.surroundings.deal = by_number(micro_batch)
     total = 0.0
     for minibatch in stage.prepare(examples):
         for start in range(0, len(minibatch), micro_batch):

@@ -1,5 +1,6 @@
 """Micro-batches: each example once, bounded tokens, equal work, the largest first; the same step whatever the cut."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from danlu.core.stream import Example
+from danlu.core.stream import Example, FloatArray
 from danlu.engine.micro_batches import MicroBatches
 from danlu.engine.step import Stepper
 from danlu.models.packed_lm import PackedLM
-from danlu.stages.base import Models, NoKeys
+from danlu.models.stream_tensors import StreamTensors
+from danlu.stages.base import Deal, Models, NoKeys, Surroundings, by_number
+from danlu.stages.passes import by_answer, in_passes
 from danlu.stages.sft import SFT
 from tests.tiny import tiny_model
 from tests.toy_stage import losses, train
@@ -56,6 +59,24 @@ def test_every_example_once_and_never_above_the_bound(rule: MicroBatches) -> Non
         assert max(sum(len(one.input_ids) for one in part) for part in cut) <= bound
         work = [sum(rule._cost(one) for one in part) for part in cut]
         assert work == sorted(work, reverse=True)
+
+
+@pytest.mark.parametrize("deal", [by_number(4), MicroBatches(2, tokens=64, width=1).deal])
+def test_passes_hand_back_answers_in_the_order_of_the_examples(deal: Deal) -> None:
+    """600 examples in three rounds: each gets the numbers of its own targets, whatever pass computed them."""
+    rows = examples(*(2 + n * 7 % 41 for n in range(600)))
+    sizes = []
+
+    def ids_of_targets(micro: StreamTensors, part: Sequence[Example]) -> list[list[FloatArray]]:
+        assert not torch.is_grad_enabled()
+        sizes.append(len(micro.input_ids))
+        return by_answer(micro.loss_targets, part)
+
+    found = in_passes(rows, Surroundings(deal=deal), ids_of_targets)
+    for one, (answer,) in zip(rows, found, strict=True):
+        assert answer.tolist() == one.input_ids[1:][one.trained[1:]].tolist()
+    assert sum(sizes) == sum(len(one.input_ids) for one in rows)
+    assert len(sizes) == 150 or max(sizes) <= 64
 
 
 def test_the_gradient_does_not_depend_on_the_cut() -> None:

@@ -19,7 +19,7 @@ from danlu.cli.main import main
 from danlu.core.stream import Example
 from danlu.models.packed_lm import PackedLM
 from danlu.models.weights_digest import digest_of
-from danlu.stages.base import Models, Surroundings
+from danlu.stages.base import Models, Surroundings, by_number
 from danlu.stages.dpo import DPO, DPOConfig
 from danlu.stages.kto import KTO, KTOConfig
 from danlu.stages.reference_scores import ReferenceScores
@@ -124,7 +124,7 @@ def test_only_what_is_missing_is_computed(tmp_path: Path, monkeypatch: pytest.Mo
         reference = PackedLM(model)
         reference.register_forward_pre_hook(lambda module, args: seen.append(len(args[0].indices)))
         stage = kind(keys, Models(PackedLM(policy), reference=reference))
-        stage.surroundings = Surroundings(micro_batch=micro_batch, folder=tmp_path if kept else None)
+        stage.surroundings = Surroundings(deal=by_number(micro_batch), folder=tmp_path if kept else None)
         return [one.facts for batch in stage.prepare(examples[:number]) for one in batch], sum(seen)
 
     assert facts(DPO, DPOConfig(), 2, kept=True)[1] == 2
@@ -152,7 +152,7 @@ def test_only_missing_segments_are_computed(tmp_path: Path, monkeypatch: pytest.
 
     def scores(network: PackedLM, number: int, folder: Path | None) -> list[list[float]]:
         stage = DPO(DPOConfig(), Models(PackedLM(tiny_model("llama", seed=1)), reference=network))
-        stage.surroundings = Surroundings(micro_batch=2, folder=folder)
+        stage.surroundings = Surroundings(deal=by_number(2), folder=folder)
         return ReferenceScores(stage).of(pairs[:number], lambda micro, logps_R: torch.stack(
             [part.sum() for part in logps_R.split([2 + len(one.input_ids) - 8 for one in pairs[:number]])])[:, None])
 

@@ -28,7 +28,7 @@ from danlu.engine.resume import Saver
 from danlu.engine.session import Session, open_session
 from danlu.engine.step import StepResult
 from danlu.engine.surroundings import place_frozen, surroundings
-from danlu.stages.base import Stage
+from danlu.stages.base import Stage, by_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Engine:
         models, policy = stage.models, stage.models.policy
         models.policy = self.accelerator.prepare_model(policy.eval(), evaluation_mode=True)
         place_frozen(stage, self.accelerator)
-        stage.surroundings = surroundings(self.accelerator, self._config.per_device_eval_batch_size,
+        stage.surroundings = surroundings(self.accelerator, by_number(self._config.per_device_eval_batch_size),
                                           seed=self._config.seed, folder=self._run.path)
         try:
             metrics = evaluate(stage, named_sets(dataset), self.accelerator, self._config.per_device_eval_batch_size)

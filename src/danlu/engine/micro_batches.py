@@ -36,8 +36,12 @@ class MicroBatches:
 
     def cut(self, minibatch: Sequence[Example]) -> list[list[Example]]:
         """Return the micro-batches, most work first; an example longer than the bound stands alone."""
+        return [[minibatch[at] for at in places] for places in self.deal(minibatch)]
+
+    def deal(self, minibatch: Sequence[Example]) -> list[list[int]]:
+        """Return where the examples of each micro-batch stand in the minibatch."""
         if len(minibatch) <= 1:
-            return [list(minibatch)]
+            return [list(range(len(minibatch)))]
         sizes = [len(one.input_ids) for one in minibatch]
         costs = [self._cost(one) for one in minibatch]
         bound = self._bound(max(sizes))
@@ -45,7 +49,7 @@ class MicroBatches:
         while (bins := _balanced(sizes, costs, number, bound)) is None:
             number += 1
         bins.sort(key=lambda bin: -sum(costs[at] for at in bin))
-        return [[minibatch[at] for at in sorted(bin)] for bin in bins]
+        return [sorted(bin) for bin in bins]
 
     def _bound(self, longest: int) -> int:
         if self.tokens is not None:

@@ -188,14 +188,14 @@ def open_session(config: EngineConfig, run: RunDir, saver: Saver, accelerator: A
     if folder is not None:
         saver.restore(policy, folder)
     _place(stage, accelerator, config)
-    stage.surroundings = surroundings(accelerator, config.per_device_train_batch_size, seed=config.seed,
-                                      folder=run.path)
+    cut = _cut(config, policy, accelerator)
+    stage.surroundings = surroundings(accelerator, cut.deal, seed=config.seed, folder=run.path)
     optimizer = accelerator.prepare_optimizer(optimizers.make_optimizer(groups, config))
     schedule = Schedule(optimizer.optimizer, config, plan.total_steps)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     writer = Writer(in_background=_saves_in_background(config, accelerator))
-    stepper = Stepper(accelerator, stage, stage.models.policy, optimizer, trained, _cut(config, policy, accelerator),
-                      config.max_grad_norm, dataset.origin, writer.before_change)
+    stepper = Stepper(accelerator, stage, stage.models.policy, optimizer, trained, cut, config.max_grad_norm,
+                      dataset.origin, writer.before_change)
     session = Session(
         config, run, saver, accelerator, stage, policy, dataset, eval_sets, plan, _sampler(config, plan, dataset),
         optimizer, schedule, stepper, state, Reporter(config, run, plan, state, accelerator, hooks),

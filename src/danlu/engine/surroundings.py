@@ -5,12 +5,12 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from danlu.engine.distributed import sum_over_ranks
-from danlu.stages.base import Stage, Surroundings
+from danlu.stages.base import Deal, Stage, Surroundings
 
 
-def surroundings(accelerator: Accelerator, micro_batch: int, *, seed: int, folder: Path) -> Surroundings:
-    """Return device, batch size, reductions, seed and run directory for the work a stage does without gradients."""
-    return Surroundings(accelerator.device, micro_batch, lambda values: sum_over_ranks(accelerator, values),
+def surroundings(accelerator: Accelerator, deal: Deal, *, seed: int, folder: Path) -> Surroundings:
+    """Return device, cut of passes, reductions, seed and run directory for the work a stage does without gradients."""
+    return Surroundings(accelerator.device, deal, lambda values: sum_over_ranks(accelerator, values),
                         seed=seed, folder=folder, is_main=accelerator.is_main_process,
                         precision=str(accelerator.mixed_precision))
 

@@ -22,7 +22,7 @@ from danlu.models.packed_lm import PackedLM
 from danlu.rewards.base import RewardContext
 from danlu.rewards.config import RewardKeys
 from danlu.rewards.mixture import RewardTable, build_rewards
-from danlu.stages.base import Surroundings
+from danlu.stages.base import Surroundings, by_number
 from danlu.stages.rollouts import Rollout, Row, rollout_of, token_scores
 
 
@@ -87,7 +87,7 @@ def _kl(job: EvalJob, rollouts: Sequence[Rollout], device: torch.device) -> floa
         "model_name_or_path": job.evaluation.kl_reference, "adapter_name_or_path": ()})
     other = load_for_inference(source, job.quantization, job.adapter, job.generation, template=job.data.template,
                                tool_format=job.data.tool_format, batch_size=job.batch_size)
-    around = Surroundings(device, job.batch_size)
+    around = Surroundings(device, by_number(job.batch_size))
     own, ref = (_logps(PackedLM(model).eval(), rollouts, around) for model in (job.loaded.model, other.model))
     return sum(float((a - b).sum()) for a, b in zip(own, ref, strict=True)) / len(rollouts)
 

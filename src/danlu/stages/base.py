@@ -47,11 +47,20 @@ class LossOutput:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
+Deal = Callable[[Sequence[Example]], list[list[int]]]
+
+
+def by_number(size: int) -> Deal:
+    """Return a rule of passes: `size` examples each, in their order."""
+    return lambda examples: [list(range(start, min(start + size, len(examples))))
+                             for start in range(0, len(examples), size)]
+
+
 @dataclass(slots=True)
 class Surroundings:
     """What the engine tells a stage of where it runs, for the work of `prepare`.
 
-    micro_batch     examples in one forward pass
+    deal            where the examples of each forward pass stand among those given
     sum_over_ranks  sums of numbers over all processes, added in float64
     counts          False while this process has no share of the batch: it joins every reduction with weight 0
     step            number of the step, from 1; 0 in an evaluation
@@ -62,7 +71,7 @@ class Surroundings:
     """
 
     device: torch.device = torch.device("cpu")
-    micro_batch: int = 8
+    deal: Deal = field(default_factory=lambda: by_number(8))
     sum_over_ranks: Callable[[list[float]], list[float]] = list
     counts: bool = True
     step: int = 0

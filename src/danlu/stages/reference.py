@@ -18,6 +18,7 @@ from danlu.models.proof import evaluating
 from danlu.models.save import stock_model
 from danlu.models.stream_tensors import StreamTensors
 from danlu.stages.base import Models, Stage
+from danlu.stages.passes import in_passes
 
 
 class ReferenceModelKeys(StrictConfig):
@@ -88,14 +89,9 @@ def reference_of(models: Models) -> Iterator[nn.Module]:
 
 def no_grad_scores(stage: Stage, module: nn.Module, examples: Sequence[Example],
                    score: Callable[[nn.Module, StreamTensors], Tensor]) -> list[list[float]]:
-    """Return `score(module, micro)`, (B, F), of every example, computed in evaluation mode a micro-batch at a time."""
-    found: list[list[float]] = []
-    size, device = stage.surroundings.micro_batch, stage.surroundings.device
-    with evaluating(module), torch.no_grad():
-        for start in range(0, len(examples), size):
-            micro = StreamTensors.of(examples[start:start + size]).to(device)
-            found += score(module, micro).tolist()
-    return found
+    """Return `score(module, micro)`, (B, F), of every example, computed in evaluation mode."""
+    with evaluating(module):
+        return in_passes(examples, stage.surroundings, lambda micro, _: score(module, micro).tolist())
 
 
 def with_facts(examples: Sequence[Example], facts: Sequence[Sequence[float]]) -> list[Example]:

@@ -9,11 +9,10 @@ from hashlib import blake2b
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from danlu.core.console import say
-from danlu.core.stream import Example
+from danlu.core.stream import Example, FloatArray
 from danlu.data import fingerprint
 from danlu.data.dataset import cache_root
 from danlu.models.proof import evaluating
@@ -21,13 +20,13 @@ from danlu.models.save import stock_model
 from danlu.models.stream_tensors import StreamTensors
 from danlu.models.weights_digest import digest_of
 from danlu.stages.base import Stage
+from danlu.stages.passes import by_answer, in_passes
 from danlu.stages.reference import reference_of
 from danlu.stages.reference_store import MIB, ReferenceStore
 
 AT_ONCE = 256
 """Examples whose kept values are looked up, and whose missing ones are written, in one go."""
 Derive = Callable[[StreamTensors, Tensor], Tensor]
-FloatArray = NDArray[np.float32]
 
 
 class ReferenceScores:
@@ -61,14 +60,10 @@ class ReferenceScores:
         return [values for key in keys if (values := known[key]) is not None]
 
     def _computed(self, examples: Sequence[Example]) -> list[FloatArray]:
-        size, device = self._stage.surroundings.micro_batch, self._stage.surroundings.device
-        found: list[FloatArray] = []
-        with reference_of(self._stage.models) as reference, evaluating(reference), torch.no_grad():
-            for start in range(0, len(examples), size):
-                part = examples[start:start + size]
-                logps_R = reference(StreamTensors.of(part).to(device), output="logps").cpu().numpy()
-                found += np.split(logps_R, np.cumsum([count for one in part for count in _counts(one)])[:-1])
-        return found
+        with reference_of(self._stage.models) as reference, evaluating(reference):
+            found = in_passes(examples, self._stage.surroundings,
+                              lambda micro, part: by_answer(reference(micro, output="logps"), part))
+        return [answer for own in found for answer in own]
 
     def _opened(self) -> ReferenceStore | None:
         """Return the store of this reference; None where the run writes nothing or `reference_cache` is false."""
@@ -99,12 +94,6 @@ def _keys(one: Example) -> list[bytes]:
         found.append(blake2b(ids.tobytes() + trained.tobytes(), digest_size=16).digest())
         start += length
     return found
-
-
-def _counts(one: Example) -> list[int]:
-    """Return the number of targets in each segment."""
-    starts = np.cumsum(one.lengths) - one.lengths
-    return [int(one.trained[start + 1:start + length].sum()) for start, length in zip(starts, one.lengths, strict=True)]
 
 
 def _unseen(

@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from danlu.core.console import notice
-from danlu.core.stream import Example
+from danlu.core.stream import Example, FloatArray
 from danlu.data.encode_prompts import read_note
 from danlu.generation.base import Completion, Generator
 from danlu.generation.config import GenerationConfig
@@ -23,9 +22,10 @@ from danlu.rewards.base import Answer, RewardError
 from danlu.rewards.config import RewardKeys
 from danlu.rewards.mixture import Rewards, RewardTable
 from danlu.stages.base import Surroundings
+from danlu.stages.passes import by_answer, in_passes
 from danlu.stages.reference import ReferenceModelKeys
 
-Row = NDArray[np.float32]
+Row = FloatArray
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LARGEST_GAP = 1e-3  # nats a token between sampling and training, up to which the recorded numbers serve
 
@@ -209,13 +209,8 @@ def token_scores(score: Callable[[StreamTensors], Sequence[Tensor]], rollouts: S
 
     together  answers to one prompt, which stand side by side
     """
-    columns: list[list[Row]] = []
-    for start in range(0, len(rollouts), around.micro_batch * together):
-        part = rollouts[start:start + around.micro_batch * together]
-        groups = [joined([one.example for one in part[i:i + together]]) for i in range(0, len(part), together)]
-        with torch.no_grad():
-            tensors = score(StreamTensors.of(groups).to(around.device))
-        columns = columns or [[] for _ in tensors]
-        for column, tensor in zip(columns, tensors, strict=True):
-            column += [row.numpy() for row in tensor.float().cpu().split([one.length for one in part])]
-    return columns
+    answers = [one.example for one in rollouts]
+    groups = [joined(answers[first:first + together]) for first in range(0, len(answers), together)]
+    found = in_passes(groups, around, lambda micro, part: list(
+        zip(*(by_answer(tensor, part) for tensor in score(micro)), strict=True)))
+    return [[row for group in column for row in group] for column in zip(*found, strict=True)]
