@@ -36,9 +36,6 @@ LOSS_TOLERANCE = 1e-3
 COMPARED_STEPS = 3
 PLAIN = {"bf16": False, "gradient_checkpointing": False}
 
-OURS: dict[str, dict[str, Any]] = {"danlu": {}, "danlu bf16": {"bf16": True}}
-"""danlu's own variants; the second where the processor multiplies bf16 itself."""
-KEPT = ", reference kept"
 PREFACE = (
     "# danlu against its peers", "",
     "`make bench-peers`: the same model, rows, order, optimiser and threads, in turns; medians over the rounds.",
@@ -47,6 +44,28 @@ PREFACE = (
     f"to danlu's fp32 loss in the first {COMPARED_STEPS} steps; it is empty where the steps hold other rows or run in",
     "bf16, and for danlu in bf16 it tells what bf16 changes. Peers that precompute the reference's log-probabilities",
     "do so before their first step, untimed: they are compared with a second run of danlu, which has kept them.")
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A way to run danlu.
+
+    label  what the ratios of its speed are called
+    kept   it finds the reference's log-probabilities where the run before it has kept them
+    """
+
+    label: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    needs_bf16: bool = False
+    kept: bool = False
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"{self.label}, reference kept" if self.kept else self.label
+
+
+OURS = (Own("danlu"), Own("danlu bf16", {"bf16": True}, needs_bf16=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,16 +191,15 @@ def measure_case(name: str, case: Case, steps: int, warm: int, rounds: int, timi
     hardware = machine()
     peers = [peer for peer in case.peers if peer.python.is_file()
              and (hardware["bf16 in hardware"] or not peer.needs_bf16)]
-    ours = {own: keys for own, keys in OURS.items() if hardware["bf16 in hardware"] or not keys}
-    again = KEPT if any(peer.precomputes for peer in peers) else ""
-    named = [own + end for own in ours for end in dict.fromkeys(("", again))]
-    runs: dict[str, list[Measured]] = {own: [] for own in (*named, *(peer.name for peer in peers))}
+    kinds = (False, True) if any(peer.precomputes for peer in peers) else (False,)
+    ours = [replace(own, kept=kept) for own in OURS if hardware["bf16 in hardware"] or not own.needs_bf16
+            for kept in kinds]
+    runs: dict[str, list[Measured]] = {one.name: [] for one in (*ours, *peers)}
     failed: dict[str, str] = {}
     for turn in range(rounds):
-        for own in named:
-            keys = ours[own.removesuffix(KEPT)]
-            runs[own].append(run_danlu(task, work, timing, keys, keeps_cache=own.endswith(KEPT)))
-            tell(name, turn, own, runs[own][-1])
+        for own in ours:
+            runs[own.name].append(run_danlu(task, work, timing, own.settings, keeps_cache=own.kept))
+            tell(name, turn, own.name, runs[own.name][-1])
         for peer in [one for one in peers if one.name not in failed]:
             try:
                 runs[peer.name].append(run_peer(peer.python, peer.script, task, work, timing, peer.settings))
@@ -194,8 +212,9 @@ def measure_case(name: str, case: Case, steps: int, warm: int, rounds: int, timi
         "date": date.today().isoformat(), "machine": hardware, **asdict(timing), "task": asdict(task),
         "shape": case.shape, "lengths": case.lengths, "rounds": rounds, "failed": failed,
         "runs": {key: [asdict(one) for one in found] for key, found in runs.items()},
-        "summary": [summary(own, runs, own == "danlu") for own in named] + [
-            summary(peer.name, runs, peer.compares, KEPT if peer.precomputes else "")
+        "summary": [summary(own.name, runs, is_own=True, compares=own == OURS[0]) for own in ours] + [
+            summary(peer.name, runs, compares=peer.compares,
+                    against={own.label: own.name for own in ours if own.kept == peer.precomputes})
             for peer in peers if runs[peer.name]]}
     check_losses(name, case, record)
     return record
@@ -207,15 +226,19 @@ def tell(case: str, turn: int, who: str, run: Measured) -> None:
           f"{run.peak_memory:6.0f} MiB  {run.problem}", flush=True)
 
 
-def summary(name: str, runs: dict[str, list[Measured]], compares: bool, against: str = "") -> dict[str, Any]:
-    """Return the medians of a contestant and how danlu's variants, their names so ended, compare with it."""
+def summary(name: str, runs: dict[str, list[Measured]], *, compares: bool, is_own: bool = False,
+            against: dict[str, str] | None = None) -> dict[str, Any]:
+    """Return the medians of a contestant.
+
+    against  danlu's runs that it is compared with, by what the ratio is called
+    """
     mine = runs[name]
-    pairs = list(zip(runs["danlu"][0].losses, mine[0].losses, strict=False))[:COMPARED_STEPS]
+    pairs = list(zip(runs[OURS[0].name][0].losses, mine[0].losses, strict=False))[:COMPARED_STEPS]
     return {
-        "name": name, "tokens_per_second": statistics.median(run.tokens_per_second for run in mine),
-        "ratios": {own: statistics.median(one.tokens_per_second / run.tokens_per_second
-                                          for one, run in zip(runs[own + against], mine, strict=False))
-                   for own in OURS if own in runs},
+        "name": name, "own": is_own, "tokens_per_second": statistics.median(run.tokens_per_second for run in mine),
+        "ratios": {label: statistics.median(one.tokens_per_second / run.tokens_per_second
+                                            for one, run in zip(runs[own], mine, strict=False))
+                   for label, own in (against or {}).items()},
         "first_step": statistics.median(run.first_step for run in mine),
         "peak_memory": statistics.median(run.peak_memory for run in mine),
         "loss_difference": max((abs(a - b) / max(abs(a), 1e-9) for a, b in pairs), default=0.0),
@@ -245,8 +268,9 @@ def overview(records: dict[str, Any]) -> list[str]:
     lines = ["| case | danlu tok/s: fp32, bf16 | over TRL fp32 | over LLaMA-Factory fp32 | bf16 over the best bf16 "
              "| bf16 over TRL's defaults | MiB: danlu, lowest peer | timed by |", "|---|---|---|---|---|---|---|---|"]
     for name, record in records.items():
-        own = {line["name"]: line for line in record["summary"] if line["name"] in OURS}
-        peers = [line for line in record["summary"] if not is_own(line["name"])]
+        labels = [own.label for own in OURS]
+        own = {line["name"]: line for line in record["summary"] if line["name"] in labels}
+        peers = [line for line in record["summary"] if not line["own"]]
         trl = [p for p in peers if p["name"].startswith("TRL")]
         cells = [
             over("danlu", [p for p in trl if "bf16" not in p["name"]]),
@@ -263,11 +287,6 @@ def overview(records: dict[str, Any]) -> list[str]:
 def rounds_of(record: dict[str, Any]) -> str:
     """Say how often a case was run."""
     return "a single run" if record["rounds"] == 1 else f"{record['rounds']} rounds"
-
-
-def is_own(name: str) -> bool:
-    """Return whether a contestant is danlu."""
-    return name.removesuffix(KEPT) in OURS
 
 
 def over(own: str, peers: list[dict[str, Any]], *, is_whole: bool = False) -> str:
@@ -292,10 +311,9 @@ def tables(records: dict[str, Any]) -> list[str]:
             f"{record['date']}."), "",
             "| | tok/s | danlu is | in bf16 | loss | first step s | peak MiB |", "|---|---|---|---|---|---|---|"]
         for line in record["summary"]:
-            is_told = line["compares"] or (is_own(line["name"]) and task["stage"] not in SAMPLED)
+            is_told = line["compares"] or (line["own"] and task["stage"] not in SAMPLED)
             loss = f"{line['loss_difference']:.0e}" if is_told and line["name"] != "danlu" else ""
-            ratios = [f"{line['ratios'][own]:.2f}" if own in line["ratios"] and not is_own(line["name"]) else ""
-                      for own in OURS]
+            ratios = [f"{line['ratios'][own.label]:.2f}" if own.label in line["ratios"] else "" for own in OURS]
             lines.append(f"| {line['name']} | {line['tokens_per_second']:,.0f} | {' | '.join(ratios)} | {loss} | "
                          f"{line['first_step']:.1f} | {line['peak_memory']:,.0f} |")
         lines += [f"\n{peer} did not run: {why}" for peer, why in record["failed"].items()]
