@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from danlu.models import product_attention
-from danlu.models.lean_adapter import plain_adapter, project
+from danlu.models.lean_adapter import FEW, plain_adapter, project
 from danlu.models.lean_ops import rms_norm, rotate
 from danlu.models.product_attention import attend_by_products
 from danlu.models.segment_attention import Rule, attend_dense, attend_segments
@@ -161,3 +161,29 @@ def test_dropout_at_rest_and_adapters_switched_off() -> None:
     assert plain_adapter(resting) is None
     inputs = numbers(7, 6).detach()
     assert torch.equal(project(resting, inputs), resting.base_layer(inputs))
+
+
+@pytest.mark.parametrize("rows", [1, *FEW, FEW[1] + 1])
+def test_few_rows_are_multiplied_the_other_way_round(rows: int) -> None:
+    """y^T = W x^T lies in memory as (O, C); a plain matrix with a bias, and one with an adapter."""
+    for module in (adapted().float(), adapted().float().base_layer):
+        inputs = numbers(rows, 6, dtype=torch.float32).detach()
+        with torch.no_grad():
+            found, expected = project(module, inputs), module(inputs)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert (found.stride() == (1, rows)) == (FEW[0] <= rows <= FEW[1])
+
+
+def test_the_other_way_round_is_for_float32_without_gradient_or_listeners() -> None:
+    """Each of the others comes row by row, as the module itself returns it."""
+    module = adapted().float().base_layer
+    inputs = numbers(4, 6, dtype=torch.float32).detach()
+    assert project(module, inputs).stride() == (10, 1)  # a gradient may be asked for
+    with torch.no_grad():
+        assert project(module, inputs).stride() == (1, 4)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert project(module, inputs).stride() == (10, 1)
+        assert project(module.double(), inputs.double()).stride() == (10, 1)
+        handle = module.float().register_forward_hook(lambda *_: torch.zeros(4, 10))
+        assert not project(module, inputs).any()
+        handle.remove()

@@ -12,6 +12,7 @@ from danlu.generation.rollouts import RolloutGenerator, inner_model
 from danlu.generation.sampling import invert_cdf
 from danlu.generation.slot_proof import why_not_slots
 from danlu.generation.transformers_backend import TransformersGenerator
+from danlu.models import lean_body
 from danlu.models.packed_lm import PackedLM
 from danlu.models.stream_tensors import StreamTensors
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
@@ -63,6 +64,44 @@ def test_slots_say_what_the_batch_generator_says(family: str) -> None:
             torch.testing.assert_close(torch.tensor(ours.logps), torch.tensor(theirs.logps), atol=1e-5, rtol=0)
     assert why_not_slots(model, encoded()[3]) == ""
     assert len({len(answer.ids) for group in actual for answer in group}) > 3
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2"])
+def test_known_families_answer_from_their_parts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every forward of the slots goes through the lean body, none through the model; other families as they are."""
+    model, is_known = sharp_model(family), family not in ("gpt2", "gemma2")
+    generator = RolloutGenerator(model, tiny_tokenizer(), STOPS, batch_size=4)
+    expected = draw(generator, GREEDY, samples=1)
+    monkeypatch.setattr(type(model), "forward", lambda *_, **__: pytest.fail("the whole model was called"))
+    if is_known:
+        assert draw(generator, GREEDY, samples=1) == expected
+    else:
+        with pytest.raises(pytest.fail.Exception, match="whole model"):
+            draw(generator, GREEDY, samples=1)
+
+
+def test_a_body_that_somebody_listens_to_is_called_as_a_whole() -> None:
+    """A hook put on a layer, or on the model, after the first answers hears every later forward."""
+    model = sharp_model("llama")
+    generator = RolloutGenerator(model, tiny_tokenizer(), STOPS, batch_size=4)
+    expected = draw(generator, GREEDY, samples=1)
+    for module in (model.model.layers[1], model.model.layers[0].self_attn.q_proj, model):
+        heard = []
+        handle = module.register_forward_hook(lambda *_, heard=heard: heard.append(1))
+        assert draw(generator, GREEDY, samples=1) == expected
+        handle.remove()
+        assert heard
+
+
+def test_parts_that_compute_something_else_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong norm in the lean body is found out before the first answer, which comes from slots and the whole model.
+    """
+    model = sharp_model("llama")
+    expected = draw(RolloutGenerator(model, tiny_tokenizer(), STOPS, batch_size=4), GREEDY, samples=1)
+    monkeypatch.setattr(lean_body, "rms_norm", lambda hidden, weight, eps, dtype: (1.1 * hidden * weight).to(dtype))
+    generator = RolloutGenerator(model, tiny_tokenizer(), STOPS, batch_size=4)
+    monkeypatch.setattr(generator.plain, "sample", lambda *_, **__: pytest.fail("slots were not used"))
+    assert draw(generator, GREEDY, samples=1) == expected
 
 
 def test_a_sliding_window_is_kept_beyond_its_width() -> None:

@@ -21,9 +21,11 @@ from danlu.generation.base import BACKENDS, Backend, Completion, Source
 from danlu.generation.config import GenerationConfig
 from danlu.generation.decode_graphs import Recorder, cuda_recorder, no_recorder
 from danlu.generation.sampling import TokenChooser, check_finite, row_stream
-from danlu.generation.slot_proof import why_not_slots
+from danlu.generation.slot_proof import lean_in_slots, why_not_slots
 from danlu.generation.slots import ReadPrompts, SlotModel, serving
 from danlu.generation.transformers_backend import TransformersGenerator, check_sampling, completion, new_tokens
+from danlu.models.lean_adapter import is_hooked
+from danlu.models.lean_body import LeanBody
 from danlu.models.packed_lm import PackedLM
 from danlu.models.proof import base_of
 
@@ -83,6 +85,7 @@ class RolloutGenerator:
         self.stop_ids = self.plain.stop_ids
         self._num_slots, self._make_recorder = batch_size, make_recorder
         self._objection: str | None = None
+        self._lean: LeanBody | None = None
 
     @property
     def context(self) -> int | None:
@@ -124,7 +127,8 @@ class RolloutGenerator:
         rows = [Row(ask, row_stream(ask.seed, ask.limit), len(prompts[ask.prompt])) for ask in requests]
         longest = max((row.prompt_length + row.request.limit for row in rows), default=0)
         with serving(self.model):
-            slots = SlotModel(self.model, min(self._num_slots, len(rows)), longest, self._make_recorder)
+            slots = SlotModel(self.model, min(self._num_slots, len(rows)), longest, self._make_recorder,
+                              None if is_hooked(self.model) else self._lean)
             _Rollout(slots, TokenChooser(settings), self.stop_ids, prompts, rows, self._num_slots).run()
         if slots.graphs.has_failed:
             self._make_recorder = no_recorder
@@ -149,6 +153,8 @@ class RolloutGenerator:
             self._objection = why_not_slots(self.model, tokens)
             if self._objection:
                 notice(f"{self._objection}: answers come from plain generation in batches, which is slower")
+            else:
+                self._lean = lean_in_slots(self.model, tokens)
         return not self._objection
 
 

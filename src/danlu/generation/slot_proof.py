@@ -12,13 +12,23 @@ from transformers import PreTrainedModel
 
 from danlu.generation.slots import SlotModel, serving
 from danlu.models.attention import accepts
-from danlu.models.proof import FIT_FOR_SEGMENTS, PROBE_LENGTHS, agree, evaluating
+from danlu.models.lean_adapter import is_hooked
+from danlu.models.lean_body import LeanBody
+from danlu.models.proof import FIT_FOR_SEGMENTS, PROBE_LENGTHS, agree, body_of, evaluating
 
 NEW_TOKENS = 2
 NEIGHBOUR_BOUND = ("dynamic", "longrope")  # rotary frequencies that follow the longest row of the batch
 
 
-def why_not_slots(base: PreTrainedModel, tokens: Sequence[int]) -> str:
+def lean_in_slots(base: PreTrainedModel, tokens: Sequence[int]) -> LeanBody | None:
+    """Return the body run with fewer passes if slots then give the model's own logits; None where it has none."""
+    lean = LeanBody.of(base, body_of(base))
+    if lean is None or not lean.is_lean() or is_hooked(base):
+        return None
+    return None if why_not_slots(base, tokens, lean) else lean
+
+
+def why_not_slots(base: PreTrainedModel, tokens: Sequence[int], lean: LeanBody | None = None) -> str:
     """Return why slots do not serve this model; empty when they do. `tokens` are any ids it knows."""
     name, text = type(base).__name__, base.config.get_text_config()
     if unfit := sorted(set(getattr(text, "layer_types", None) or ()) - FIT_FOR_SEGMENTS):
@@ -32,7 +42,7 @@ def why_not_slots(base: PreTrainedModel, tokens: Sequence[int]) -> str:
         expected = torch.cat([_alone(base, probe) for probe in probes])
     try:
         with serving(base):
-            actual, windows = _through_slots(base, probes)
+            actual, windows = _through_slots(base, probes, lean)
     except (AttributeError, TypeError, IndexError, NotImplementedError, RuntimeError) as error:
         return f"{name} does not run in slots ({type(error).__name__})"
     if objection := _miscounted(base, windows):
@@ -54,9 +64,11 @@ def _alone(base: PreTrainedModel, probe: list[int]) -> Tensor:
     return logits[-1 - NEW_TOKENS :]
 
 
-def _through_slots(base: PreTrainedModel, probes: list[list[int]]) -> tuple[Tensor, tuple[int | None, ...]]:
+def _through_slots(
+    base: PreTrainedModel, probes: list[list[int]], lean: LeanBody | None
+) -> tuple[Tensor, tuple[int | None, ...]]:
     """Return the same logits from slots, prompts seated in reverse order, and the windows that layers reported."""
-    slots = SlotModel(base, len(probes), max(map(len, probes)))
+    slots = SlotModel(base, len(probes), max(map(len, probes)), lean=lean)
     order = list(reversed(range(len(probes))))
     read = slots.read([probe[:-NEW_TOKENS] for probe in probes])
     slots.seat(read, order, range(len(probes)))

@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 from danlu.generation.decode_graphs import DecodeGraphs, Recorder, no_recorder
 from danlu.generation.slot_attention import IMPLEMENTATION, LayerStore, Pass, PromptPass, TokenPass, in_flight
 from danlu.models.attention import implementation
+from danlu.models.lean_adapter import project
+from danlu.models.lean_body import LeanBody
 from danlu.models.proof import evaluating
 from danlu.models.segments import Segments
 
@@ -39,15 +41,17 @@ class ReadPrompts:
 class SlotModel:
     """Runs `base` over slots. Use it inside `serving`; row r lives in slot r.
 
-    `make_recorder` returns what records steps of this model, or None.
+    `make_recorder` returns what records steps of this model, or None; `lean` runs its body with fewer passes, where one
+    has proved to compute the same.
     """
 
     def __init__(
         self, base: PreTrainedModel, num_slots: int, max_positions: int,
-        make_recorder: Callable[[PreTrainedModel], Recorder | None] = no_recorder,
+        make_recorder: Callable[[PreTrainedModel], Recorder | None] = no_recorder, lean: LeanBody | None = None,
     ) -> None:
         self._base, self._num_slots, self._max_positions = base, num_slots, max_positions
         self._device = base.get_input_embeddings().weight.device
+        self._lean = lean if lean is not None and lean.is_lean() else None
         self._keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
         self.layers: list[LayerStore] = []
         self.graphs = DecodeGraphs(partial(make_recorder, base), num_slots, self._device)
@@ -106,6 +110,9 @@ class SlotModel:
     ) -> Tensor:
         """Return the logits of all tokens, or of the last ones before `ends`."""
         rows = None if ends is None else torch.tensor(ends, device=self._device) - 1
+        if self._lean is not None:
+            hidden_TH = self._lean.attended(tokens_T, positions_T, current.attend)
+            return project(self._base.get_output_embeddings(), hidden_TH if rows is None else hidden_TH[rows])
         kept = {"logits_to_keep": rows} if rows is not None and self._keeps else {}
         with in_flight(current):
             out = self._base(input_ids=tokens_T[None], position_ids=positions_T[None], use_cache=False, **kept)

@@ -16,26 +16,60 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+LowRank = tuple[Tensor, Tensor, float]
+"""A, (r, I); B, (O, r); s."""
+FEW = (2, 128)
+"""Rows of a float32 product, from and to, for which a processor takes up to half as long over (W x^T)^T as x W^T."""
 PACKED = ("Linear4bit",)
 
 
 def project(module: Any, inputs_CI: Tensor) -> Tensor:
     """Return what `module` returns, (C, O): lean where it is a plain adapter on a plain or 4-bit matrix."""
-    name = plain_adapter(module)
-    # without autocast peft computes an adapter in its own dtype and rounds once
-    is_mixed = name is not None and module.lora_A[name].weight.dtype != inputs_CI.dtype
-    if name is None or (is_mixed and not torch.is_autocast_enabled(inputs_CI.device.type)):
+    adapter = adapter_of(module, inputs_CI)
+    base = module if adapter is None else module.base_layer
+    if type(base) is nn.Linear and is_few(inputs_CI) and not is_hooked(base):
+        return project_few(base, inputs_CI, adapter)
+    if adapter is None:
         out: Tensor = module(inputs_CI)
         return out
-    base_CO = module.base_layer(inputs_CI)
-    if type(module.base_layer) is not nn.Linear:
+    base_CO = base(inputs_CI)
+    if type(base) is not nn.Linear:
         base_CO = base_CO.clone()  # a 4-bit product may hand out a view, which autograd lets nobody change
-    return add_low_rank(base_CO, inputs_CI, module.lora_A[name].weight, module.lora_B[name].weight,
-                        module.scaling[name])
+    return add_low_rank(base_CO, inputs_CI, *adapter)
+
+
+def adapter_of(module: Any, inputs_CI: Tensor) -> LowRank | None:
+    """Return the adapter that acts in a module, if nothing is to be done but y = W x + s B A x."""
+    name = plain_adapter(module)
+    if name is None:
+        return None
+    down_rI, up_Or = module.lora_A[name].weight, module.lora_B[name].weight
+    # without autocast peft computes an adapter in its own dtype and rounds once
+    is_mixed = down_rI.dtype != inputs_CI.dtype and not torch.is_autocast_enabled(inputs_CI.device.type)
+    return None if is_mixed else (down_rI, up_Or, module.scaling[name])
+
+
+def is_few(inputs_CI: Tensor) -> bool:
+    """Return whether a processor had better multiply the other way round: few rows in float32, and no gradient."""
+    is_float32 = inputs_CI.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
+    is_in_range = FEW[0] <= len(inputs_CI) <= FEW[1]
+    return inputs_CI.device.type == "cpu" and is_float32 and is_in_range and not torch.is_grad_enabled()
+
+
+def project_few(base: nn.Linear, inputs_CI: Tensor, adapter: LowRank | None) -> Tensor:
+    """Return (W x^T)^T, (C, O), with the part of an adapter added."""
+    inputs_IC = inputs_CI.t()
+    out_OC = base.weight @ inputs_IC
+    if base.bias is not None:
+        out_OC += base.bias[:, None]
+    if adapter is not None:
+        down_rI, up_Or, scale = adapter
+        out_OC.addmm_(up_Or.to(out_OC.dtype), down_rI @ inputs_IC, alpha=scale)
+    return out_OC.t()
 
 
 def plain_adapter(module: Any) -> str | None:
-    """Return the one adapter that acts in a module, if nothing is to be done but y = W x + s B A x."""
+    """Return the name of that adapter; None where another acts as well, drops out, or is listened to."""
     if not isinstance(module, LoraLayer) or module.disable_adapters or module.merged:
         return None
     active = [name for name in module.active_adapters if name in module.lora_A]

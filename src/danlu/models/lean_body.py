@@ -13,7 +13,8 @@ Two savings, either alone where only one serves:
 Shape legend: C computed tokens, R rows, H hidden, N heads, D head width.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,10 @@ from danlu.models.head import is_sharded
 from danlu.models.lean_adapter import is_hooked, project
 from danlu.models.lean_ops import rms_norm, rotate
 from danlu.models.segment_attention import Rule, attend_segments
-from danlu.models.segments import Layout
+from danlu.models.segments import Layout, Segments
 
+Look = Callable[[Tensor, Tensor, Tensor, Rule], Tensor]
+"""Attention: queries (1, N, C, D), keys and values of C tokens, and the layer's rule, to (1, C, N, D)."""
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 SMALLEST_GAIN = 0.05
 ROUND_TO = 32
@@ -89,7 +92,9 @@ class LeanBody:
             layout = layout.rounded(ROUND_TO)
             hidden_CH = F.pad(hidden_CH, (0, 0, 0, len(layout.input_ids) - len(hidden_CH)))
         cos_1CD, sin_1CD = body.rotary_emb(hidden_CH[None], position_ids=layout.position_ids[None])
-        shared = Shared(self.family, layout, (cos_1CD, sin_1CD))
+        shared = Shared(self.family, (cos_1CD, sin_1CD), partial(_inside, layout.segments), {
+            "attention_mask": layout.segments, "position_ids": layout.position_ids[None], "use_cache": False,
+            "position_embeddings": (cos_1CD, sin_1CD)})
         last = body.layers[-1]
         for layer in body.layers[:-1]:
             hidden_CH = shared.run(layer, hidden_CH)
@@ -97,6 +102,21 @@ class LeanBody:
             return final_norm(body, layout.gather(shared.run(last, hidden_CH), rows_R))
         hidden_RH = layout.gather(shared.attend(last, hidden_CH), rows_R)
         return final_norm(body, feed_forward(last, hidden_RH))
+
+    def is_lean(self) -> bool:
+        """Return whether every layer is run in its parts."""
+        layers: Any = self.body.layers
+        device = next(self.body.parameters()).device
+        return not is_hooked(self.body) and all(is_plain(one, self.family) and is_fused(one, device) for one in layers)
+
+    def attended(self, ids_C: Tensor, positions_C: Tensor, look: Look) -> Tensor:
+        """Return a lean body's last hidden states, (C, H), with attention as the caller has it."""
+        body: Any = self.body
+        hidden_CH = body.embed_tokens(ids_C[None])[0]
+        shared = Shared(self.family, body.rotary_emb(hidden_CH[None], position_ids=positions_C[None]), look)
+        for layer in body.layers:
+            hidden_CH = shared.run(layer, hidden_CH)
+        return final_norm(body, hidden_CH)
 
 
 def is_plain(layer: Any, family: str) -> bool:
@@ -117,11 +137,17 @@ def is_fused(layer: Any, device: torch.device) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What every layer of a pass is given."""
+    """What every layer of a pass is given.
+
+    turn       cosine and sine of each token's position, (1, C, D)
+    look       attention of queries to keys and values
+    arguments  what a layer that is not run in its parts is called with
+    """
 
     family: str
-    layout: Layout
     turn: tuple[Tensor, Tensor]
+    look: Look
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def run(self, layer: Any, hidden_CH: Tensor) -> Tensor:
         """Return a layer's output, (C, H)."""
@@ -130,7 +156,7 @@ class Shared:
                 kept: Tensor = layer._gradient_checkpointing_func(partial(self._run_parts, layer), hidden_CH)
                 return kept
             return self._run_parts(layer, hidden_CH)
-        out: Tensor = layer(hidden_CH[None], **self._arguments())
+        out: Tensor = layer(hidden_CH[None], **self.arguments)
         return out[0]
 
     def _run_parts(self, layer: Any, hidden_CH: Tensor) -> Tensor:
@@ -140,7 +166,7 @@ class Shared:
         """Return the residual stream behind a layer's attention, (C, H)."""
         if not is_fused(layer, hidden_CH.device):
             attended_1CH, _ = layer.self_attn(
-                hidden_states=layer.input_layernorm(hidden_CH[None]), **self._arguments())
+                hidden_states=layer.input_layernorm(hidden_CH[None]), **self.arguments)
             return hidden_CH + attended_1CH[0]
         attention, dtype = layer.self_attn, kernel_dtype(hidden_CH)
         normed_CH = normed(layer.input_layernorm, hidden_CH, dtype)
@@ -156,15 +182,14 @@ class Shared:
         query_CND, key_CND = (rotate(one, cos_1CD[0], sin_1CD[0], turned) for one in (query_CND, key_CND))
         query_1NCD, key_1NCD, value_1NCD = (
             one.transpose(0, 1)[None] for one in (query_CND, key_CND, value_CND))
-        attended_1CND = attend_segments(
-            query_1NCD, key_1NCD, value_1NCD, self.layout.segments,
-            Rule(attention.scaling, window_of(attention, self.family),
-                 dropout=attention.attention_dropout if attention.training else 0.0))
+        rule = Rule(attention.scaling, window_of(attention, self.family),
+                    dropout=attention.attention_dropout if attention.training else 0.0)
+        attended_1CND = self.look(query_1NCD, key_1NCD, value_1NCD, rule)
         return hidden_CH + project(attention.o_proj, attended_1CND[0].flatten(1))
 
-    def _arguments(self) -> dict[str, Any]:
-        return {"attention_mask": self.layout.segments, "position_ids": self.layout.position_ids[None],
-                "use_cache": False, "position_embeddings": self.turn}
+
+def _inside(segments: Segments, query_1NCD: Tensor, key_1NCD: Tensor, value_1NCD: Tensor, rule: Rule) -> Tensor:
+    return attend_segments(query_1NCD, key_1NCD, value_1NCD, segments, rule)
 
 
 def feed_forward(layer: Any, hidden_XH: Tensor) -> Tensor:
