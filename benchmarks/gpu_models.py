@@ -29,6 +29,7 @@ from danlu.engine.surroundings import place_frozen, surroundings
 from danlu.generation.decode_graphs import Recorder, Run, cuda_recorder
 from danlu.models.adapters import new_adapter
 from danlu.models.checkpointing import set_checkpointing
+from danlu.models.compiling import compile_layers
 from danlu.models.config import AdapterConfig
 from danlu.models.packed_lm import PackedLM
 from danlu.stages.base import STAGES, Models, Stage
@@ -189,20 +190,19 @@ def make_stepper(place: Place, stage: Stage, tokens: int, *, precision: str | No
     precision = precision or ("bf16" if place.device.type == "cuda" else "no")
     config = EngineConfig(bf16=precision == "bf16", fp16=precision == "fp16", micro_batch_tokens=tokens,
                           use_cpu=place.device.type == "cpu", per_device_train_batch_size=micro_batch, **keys)
-    accelerator = distributed.start(config, place.folder, [])
+    accelerator, cut = distributed.start(config, place.folder, []), MicroBatches(micro_batch, tokens)
     place.open.append(accelerator)
     policy = stage.models.policy
     if config.torch_compile:
-        policy.compile(backend=config.torch_compile_backend or "inductor", mode=config.torch_compile_mode)
+        compile_layers(policy, backend=config.torch_compile_backend, mode=config.torch_compile_mode)
     policy.train()
     stage.models.policy = distributed.wrap(accelerator, policy)
     place_frozen(stage, accelerator)
-    stage.surroundings = surroundings(accelerator, micro_batch, seed=0, folder=place.folder)
+    stage.surroundings = surroundings(accelerator, cut.deal, seed=0, folder=place.folder)
     groups = optimizers.default_groups(policy, config)
     optimizer = accelerator.prepare_optimizer(optimizers.make_optimizer(groups, config))
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return Stepper(accelerator, stage, stage.models.policy, optimizer, trained, MicroBatches(micro_batch, tokens),
-                   config.max_grad_norm, str)
+    return Stepper(accelerator, stage, stage.models.policy, optimizer, trained, cut, config.max_grad_norm, str)
 
 
 @dataclass(frozen=True, slots=True)
