@@ -47,7 +47,7 @@ PREFACE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class OwnRun:
     """A way to run danlu.
 
     label  what the ratios of its speed are called
@@ -65,7 +65,7 @@ class Own:
         return f"{self.label}, reference kept" if self.kept else self.label
 
 
-OURS = (Own("danlu"), Own("danlu bf16", {"bf16": True}, needs_bf16=True))
+OURS = (OwnRun("danlu"), OwnRun("danlu bf16", {"bf16": True}, needs_bf16=True))
 
 
 @dataclass(frozen=True, slots=True)

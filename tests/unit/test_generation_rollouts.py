@@ -1,12 +1,16 @@
 """The rollout engine: equal to the batch generator token for token, to a packed forward, to itself alone."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.nn.functional import one_hot
 from transformers import PreTrainedModel
 
 from danlu.core.errors import CapabilityError
 from danlu.core.stream import Example, flatten
+from danlu.generation import rollouts
 from danlu.generation.config import GenerationConfig
 from danlu.generation.rollouts import RolloutGenerator, inner_model
 from danlu.generation.sampling import invert_cdf
@@ -98,17 +102,62 @@ def test_parts_that_compute_something_else_are_not_used(monkeypatch: pytest.Monk
     """
     model = sharp_model("llama")
     expected = draw(RolloutGenerator(model, tiny_tokenizer(), STOPS, batch_size=4), GREEDY, samples=1)
+    notices: list[str] = []
+    monkeypatch.setattr(rollouts, "notice", notices.append)
     monkeypatch.setattr(lean_body, "rms_norm", lambda hidden, weight, eps, dtype: (1.1 * hidden * weight).to(dtype))
     generator = RolloutGenerator(model, tiny_tokenizer(), STOPS, batch_size=4)
     monkeypatch.setattr(generator.plain, "sample", lambda *_, **__: pytest.fail("slots were not used"))
     assert draw(generator, GREEDY, samples=1) == expected
+    assert notices == ["LlamaForCausalLM computes something else in its parts: slots decode through the whole model, "
+                       "which is slower"]
 
 
-def test_a_sliding_window_is_kept_beyond_its_width() -> None:
-    """Gemma 2 with a window of 4: answers of 24 tokens equal those of stock generate, not those of a wide window."""
-    answers = {window: draw(RolloutGenerator(sharp_model("gemma2", sliding_window=window), tiny_tokenizer()), POLICY)
-               for window in (4, 64)}
-    assert answers[4] == draw(TransformersGenerator(sharp_model("gemma2", sliding_window=4), tiny_tokenizer()), POLICY)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_float32_answers_follow_the_adapter(family: str) -> None:
+    """Few rows multiplied the other way round, with biases and an adapter that is on, off, and on again."""
+    bare = sharp_model(family, attention_bias=True).float()
+    with torch.no_grad():
+        for name, parameter in bare.named_parameters():
+            if name.endswith("proj.bias"):
+                parameter.normal_(generator=torch.Generator().manual_seed(5))
+    torch.manual_seed(6)
+    policy = get_peft_model(bare, LoraConfig(target_modules="all-linear", init_lora_weights=False)).eval()
+    slots = RolloutGenerator(policy, tiny_tokenizer(), STOPS, batch_size=4)
+    found = []
+    for uses in (True, False, True):
+        with nullcontext() if uses else policy.disable_adapter():
+            batches = TransformersGenerator(policy.base_model.model, tiny_tokenizer(), STOPS, batch_size=5)
+            answers, expected = (one.sample(encoded(), GREEDY, keys=[(1, row) for row in range(5)], samples=1)
+                                 for one in (slots, batches))
+        for (ours,), (theirs,) in zip(answers, expected, strict=True):
+            assert ours.ids == theirs.ids
+            torch.testing.assert_close(torch.tensor(ours.logps), torch.tensor(theirs.logps), atol=1e-4, rtol=0)
+        found.append(answers[0][0].logps[0])
+    assert slots._lean is not None and found[0] == found[2] != pytest.approx(found[1], abs=1e-3)
+
+
+def test_layers_compiled_after_the_first_answers_run_compiled() -> None:
+    """The whole model is called again, whose layers torch has compiled."""
+    model, ran = sharp_model("llama"), []
+    generator = RolloutGenerator(model, tiny_tokenizer(), STOPS, batch_size=4)
+    expected = draw(generator, GREEDY, samples=1)
+    for layer in model.model.layers:
+        layer.compile(backend=lambda graph, _: lambda *args: (ran.append(1), graph(*args))[1])
+    assert draw(generator, GREEDY, samples=1) == expected
+    assert ran
+
+
+@pytest.mark.parametrize("family", ["gemma2", "qwen3"])
+def test_a_sliding_window_is_kept_beyond_its_width(family: str) -> None:
+    """A window of 4: answers of 24 tokens equal those of stock generate, not those of a wide window.
+
+    Qwen 3, in its first layer alone, decodes through the lean body.
+    """
+    more = {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]}
+    keys = more if family == "qwen3" else {}
+    models = {window: sharp_model(family, sliding_window=window, **keys) for window in (4, 64)}
+    answers = {window: draw(RolloutGenerator(model, tiny_tokenizer()), POLICY) for window, model in models.items()}
+    assert answers[4] == draw(TransformersGenerator(models[4], tiny_tokenizer()), POLICY)
     assert answers[4] != answers[64]
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from danlu.core.stream import Example, FloatArray
-from danlu.engine.micro_batches import MicroBatches
+from danlu.engine.micro_batches import MOST_PADDED, MicroBatches
 from danlu.engine.step import Stepper
 from danlu.models.packed_lm import PackedLM
 from danlu.models.stream_tensors import StreamTensors
@@ -39,6 +39,12 @@ def test_passes_are_balanced_and_the_largest_is_first() -> None:
     assert indices(MicroBatches(1).cut(examples(10, 40, 60, 20, 30))) == [[2], [0, 1], [3, 4]]
 
 
+def test_a_long_example_is_not_joined_by_many_short_ones() -> None:
+    """8 x 2048 bound a pass, and 255 x 20 + 2048 = 7148 tokens would fit; padded, 32 rows are 4 times the bound."""
+    others, long = MicroBatches(8).cut(examples(2048, *[20] * 255))
+    assert len(long) == 32 and long[0].index == 0 and len(others) == 224
+
+
 def test_work_counts_attention_not_tokens_alone() -> None:
     """d = 1: a segment of l tokens costs l + l^2 / 12. 48 costs 240; 4 x 24 cost 4 x 72 = 288; the four come first."""
     one, four = Example(np.zeros(48, np.int64), np.ones(48, bool), index=0), examples(24, 24, 24, 24)
@@ -57,6 +63,7 @@ def test_every_example_once_and_never_above_the_bound(rule: MicroBatches) -> Non
         assert sorted(one.index for part in cut for one in part) == list(range(size))
         bound = max(rule.tokens, longest) if rule.tokens else rule.examples * longest
         assert max(sum(len(one.input_ids) for one in part) for part in cut) <= bound
+        assert max(len(part) * max(len(one.input_ids) for one in part) for part in cut) <= MOST_PADDED * bound
         work = [sum(rule._cost(one) for one in part) for part in cut]
         assert work == sorted(work, reverse=True)
 

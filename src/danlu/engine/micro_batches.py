@@ -3,7 +3,7 @@
 The optimiser sees the same examples whatever the cut: totals are summed over the whole step and divided once. So the
 cut is free to follow the machine: no micro-batch holds more tokens than a padded batch of `per_device_train_batch_size`
 examples would, short examples share a pass, and the passes take about equally long. Memory that does not suffice shows
-at the first pass of a step.
+at the first pass of a step. Passes without gradient (rewards aside) are cut by the same rule.
 """
 
 import math
@@ -14,6 +14,8 @@ from danlu.core.stream import Example
 
 CPU_TOKENS = 1024
 """Tokens past which a pass on a CPU gains no speed: it only holds more activations."""
+MOST_PADDED = 4
+"""How many times the bound the examples of a micro-batch may be, padded to its longest: some models have to pad."""
 LAYER_WIDTHS = 12.0
 """Weights of a decoder layer over d^2: 4 of attention, 8 of the feed-forward part."""
 
@@ -70,7 +72,9 @@ def _balanced(sizes: Sequence[int], costs: Sequence[float], number: int, bound: 
     bins: list[list[int]] = [[] for _ in range(number)]
     loads, work = [0] * number, [0.0] * number
     for at in sorted(range(len(sizes)), key=lambda at: (-costs[at], at)):
-        roomy = [i for i in range(number) if not bins[i] or loads[i] + sizes[at] <= bound]
+        # the dearest example came first, and is the longest of its bin but for what attention costs
+        roomy = [i for i in range(number) if not bins[i] or loads[i] + sizes[at] <= bound
+                 and (len(bins[i]) + 1) * max(sizes[bins[i][0]], sizes[at]) <= MOST_PADDED * bound]
         if not roomy:
             return None
         chosen = min(roomy, key=lambda i: (work[i], i))

@@ -2,7 +2,7 @@
 
 A fixed number of slots decodes together. A prompt is read once for all its answers; an answer that ends leaves at once
 and the next waiting one takes its slot. Which answer shares a step with which changes no answer: each draws from a
-random stream of its own, and attends to its own slot alone.
+random stream of its own, and attends to its own slot alone; numbers differ by rounding at most.
 """
 
 from collections import deque
@@ -24,7 +24,6 @@ from danlu.generation.sampling import TokenChooser, check_finite, row_stream
 from danlu.generation.slot_proof import lean_in_slots, why_not_slots
 from danlu.generation.slots import ReadPrompts, SlotModel, serving
 from danlu.generation.transformers_backend import TransformersGenerator, check_sampling, completion, new_tokens
-from danlu.models.lean_adapter import is_hooked
 from danlu.models.lean_body import LeanBody
 from danlu.models.packed_lm import PackedLM
 from danlu.models.proof import base_of
@@ -128,7 +127,7 @@ class RolloutGenerator:
         longest = max((row.prompt_length + row.request.limit for row in rows), default=0)
         with serving(self.model):
             slots = SlotModel(self.model, min(self._num_slots, len(rows)), longest, self._make_recorder,
-                              None if is_hooked(self.model) else self._lean)
+                              self._lean)
             _Rollout(slots, TokenChooser(settings), self.stop_ids, prompts, rows, self._num_slots).run()
         if slots.graphs.has_failed:
             self._make_recorder = no_recorder
@@ -154,7 +153,9 @@ class RolloutGenerator:
             if self._objection:
                 notice(f"{self._objection}: answers come from plain generation in batches, which is slower")
             else:
-                self._lean = lean_in_slots(self.model, tokens)
+                self._lean, reason = lean_in_slots(self.model, tokens)
+                if reason:
+                    notice(f"{reason}: slots decode through the whole model, which is slower")
         return not self._objection
 
 

@@ -1,7 +1,8 @@
 """`danlu_slots`: the attention of a stock model whose rows keep their keys and values in slots.
 
 A model is called on a flat stream of batch size 1, as in a packed forward: whole prompts end to end in one pass, one
-token of every row in the next ones. The pass in flight reaches each layer as its mask argument and does the attention.
+token of every row in the next ones. The pass in flight does the attention: it reaches each layer as its mask
+argument, or is called by the lean body (`models/lean_body.py`).
 Knows nothing of sampling.
 
 Shape legend: T tokens of the stream, B rows, H query heads, K key/value heads, G = H / K, D head width, W positions

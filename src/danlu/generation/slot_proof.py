@@ -1,7 +1,8 @@
 """Whether a given model may answer in slots, decided by trying.
 
 A dozen tokens in three prompts and two more tokens each go through the slots, and through the model alone, one
-sequence at a time. Slots are used only if all layers attended through them and the logits agree.
+sequence at a time. Slots are used only if all layers attended through them and the logits agree; then the same is tried
+with the layers run in their parts.
 """
 
 from collections.abc import Sequence
@@ -20,12 +21,16 @@ NEW_TOKENS = 2
 NEIGHBOUR_BOUND = ("dynamic", "longrope")  # rotary frequencies that follow the longest row of the batch
 
 
-def lean_in_slots(base: PreTrainedModel, tokens: Sequence[int]) -> LeanBody | None:
-    """Return the body run with fewer passes if slots then give the model's own logits; None where it has none."""
+def lean_in_slots(base: PreTrainedModel, tokens: Sequence[int]) -> tuple[LeanBody | None, str]:
+    """Return the body run in its parts if slots then give the model's own logits; or why not.
+
+    Families that have none, and devices where it saves nothing, need no reason. For models that slots serve.
+    """
     lean = LeanBody.of(base, body_of(base))
     if lean is None or not lean.is_lean() or is_hooked(base):
-        return None
-    return None if why_not_slots(base, tokens, lean) else lean
+        return None, ""
+    is_wrong = bool(why_not_slots(base, tokens, lean))
+    return (None, f"{type(base).__name__} computes something else in its parts") if is_wrong else (lean, "")
 
 
 def why_not_slots(base: PreTrainedModel, tokens: Sequence[int], lean: LeanBody | None = None) -> str:

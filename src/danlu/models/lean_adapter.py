@@ -1,10 +1,11 @@
-"""A LoRA beside its matrix: two thin products, the second added into the matrix's own output (peft's adapters).
+"""Matrices, and a LoRA beside one: two thin products, the second added into the matrix's own output (peft's adapters).
 
     y = W x + s B u,  u = A x                                                Hu et al. 2021, arXiv 2106.09685, Eq. 3
     du = s B^T dy,  dA = du x^T,  dB = s dy u^T,  dx = W^T dy + A^T du
 
 peft makes s B u and the sum as tensors of their own. Thin products are written with the rank in front, (r, C) and
-(r, O): BLAS libraries take up to seven times as long for the same product with a rank of 8 behind.
+(r, O): BLAS libraries take up to seven times as long for the same product with a rank of 8 behind. So it is with few
+rows in float32, which a decoding step has: y^T = W x^T.
 Shape legend: C tokens, I inputs and O outputs of the matrix, r rank.
 """
 
@@ -24,7 +25,7 @@ PACKED = ("Linear4bit",)
 
 
 def project(module: Any, inputs_CI: Tensor) -> Tensor:
-    """Return what `module` returns, (C, O): lean where it is a plain adapter on a plain or 4-bit matrix."""
+    """Return what `module` returns, (C, O): lean for a plain adapter on a plain or 4-bit matrix, and for few rows."""
     adapter = adapter_of(module, inputs_CI)
     base = module if adapter is None else module.base_layer
     if type(base) is nn.Linear and is_few(inputs_CI) and not is_hooked(base):

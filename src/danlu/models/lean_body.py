@@ -10,11 +10,13 @@ Two savings, either alone where only one serves:
     others. Worth it in shallow models and for reward models, which read one row a segment. What is left, the last
     layer's Q and O at the other rows, is 1 to 3 % of such a body and not worth a mask of its own.
 
+Slots of the rollout engine decode through the same parts, with attention of their own (`attended`).
+
 Shape legend: C computed tokens, R rows, H hidden, N heads, D head width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -110,10 +112,10 @@ class LeanBody:
         return not is_hooked(self.body) and all(is_plain(one, self.family) and is_fused(one, device) for one in layers)
 
     def attended(self, ids_C: Tensor, positions_C: Tensor, look: Look) -> Tensor:
-        """Return a lean body's last hidden states, (C, H), with attention as the caller has it."""
+        """Return the last hidden states, (C, H), with attention of the caller's own; only where `is_lean()`."""
         body: Any = self.body
         hidden_CH = body.embed_tokens(ids_C[None])[0]
-        shared = Shared(self.family, body.rotary_emb(hidden_CH[None], position_ids=positions_C[None]), look)
+        shared = Shared(self.family, body.rotary_emb(hidden_CH[None], position_ids=positions_C[None]), look, {})
         for layer in body.layers:
             hidden_CH = shared.run(layer, hidden_CH)
         return final_norm(body, hidden_CH)
@@ -147,7 +149,7 @@ class Shared:
     family: str
     turn: tuple[Tensor, Tensor]
     look: Look
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any]
 
     def run(self, layer: Any, hidden_CH: Tensor) -> Tensor:
         """Return a layer's output, (C, H)."""

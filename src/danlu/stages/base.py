@@ -48,6 +48,7 @@ class LossOutput:
 
 
 Deal = Callable[[Sequence[Example]], list[list[int]]]
+"""A cut of examples into forward passes: where those of each pass stand among all."""
 
 
 def by_number(size: int) -> Deal:
@@ -60,7 +61,7 @@ def by_number(size: int) -> Deal:
 class Surroundings:
     """What the engine tells a stage of where it runs, for the work of `prepare`.
 
-    deal            where the examples of each forward pass stand among those given
+    deal            how examples are cut into forward passes
     sum_over_ranks  sums of numbers over all processes, added in float64
     counts          False while this process has no share of the batch: it joins every reduction with weight 0
     step            number of the step, from 1; 0 in an evaluation

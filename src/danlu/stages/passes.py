@@ -12,7 +12,7 @@ from danlu.models.stream_tensors import StreamTensors
 from danlu.stages.base import Surroundings
 
 T = TypeVar("T")
-AT_ONCE = 256
+DEALT_AT_ONCE = 256
 """Examples that passes are dealt from: an evaluation brings its whole data set."""
 
 
@@ -23,8 +23,8 @@ def in_passes(examples: Sequence[Example], around: Surroundings,
     compute  takes a pass's examples, laid out on the device and as they are; returns one value for each
     """
     found: list[T] = []
-    for first in range(0, len(examples), AT_ONCE):
-        part = examples[first:first + AT_ONCE]
+    for first in range(0, len(examples), DEALT_AT_ONCE):
+        part = examples[first:first + DEALT_AT_ONCE]
         values: dict[int, T] = {}
         for places in around.deal(part):
             members = [part[at] for at in places]
@@ -37,9 +37,8 @@ def in_passes(examples: Sequence[Example], around: Surroundings,
 def by_answer(values_R: Tensor, examples: Sequence[Example]) -> list[list[FloatArray]]:
     """Return the numbers of each segment's targets, example by example."""
     counts = [targets_of(one) for one in examples]
-    bounds = np.cumsum([count for own in counts for count in own])[:-1]
-    answers = iter(np.split(values_R.float().cpu().numpy(), bounds))
-    return [[next(answers) for _ in own] for own in counts]
+    answers = iter(values_R.cpu().split([count for own in counts for count in own]))
+    return [[next(answers).numpy() for _ in own] for own in counts]
 
 
 def targets_of(one: Example) -> list[int]:

@@ -212,5 +212,5 @@ def token_scores(score: Callable[[StreamTensors], Sequence[Tensor]], rollouts: S
     answers = [one.example for one in rollouts]
     groups = [joined(answers[first:first + together]) for first in range(0, len(answers), together)]
     found = in_passes(groups, around, lambda micro, part: list(
-        zip(*(by_answer(tensor, part) for tensor in score(micro)), strict=True)))
+        zip(*(by_answer(tensor.float(), part) for tensor in score(micro)), strict=True)))
     return [[row for group in column for row in group] for column in zip(*found, strict=True)]
