@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from danlu.generation.slots import SlotModel, serving
 from danlu.models.attention import accepts
-from danlu.models.lean_adapter import is_hooked
 from danlu.models.lean_body import LeanBody
 from danlu.models.proof import FIT_FOR_SEGMENTS, PROBE_LENGTHS, agree, body_of, evaluating
 
@@ -27,7 +26,7 @@ def lean_in_slots(base: PreTrainedModel, tokens: Sequence[int]) -> tuple[LeanBod
     Families that have none, and devices where it saves nothing, need no reason. For models that slots serve.
     """
     lean = LeanBody.of(base, body_of(base))
-    if lean is None or not lean.is_lean() or is_hooked(base):
+    if lean is None or not lean.is_lean(base):
         return None, ""
     is_wrong = bool(why_not_slots(base, tokens, lean))
     return (None, f"{type(base).__name__} computes something else in its parts") if is_wrong else (lean, "")

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from danlu.generation.decode_graphs import DecodeGraphs, Recorder, no_recorder
 from danlu.generation.slot_attention import IMPLEMENTATION, LayerStore, Pass, PromptPass, TokenPass, in_flight
 from danlu.models.attention import implementation
-from danlu.models.lean_adapter import is_hooked, project
+from danlu.models.lean_adapter import project
 from danlu.models.lean_body import LeanBody
 from danlu.models.proof import evaluating
 from danlu.models.segments import Segments
@@ -51,7 +51,7 @@ class SlotModel:
     ) -> None:
         self._base, self._num_slots, self._max_positions = base, num_slots, max_positions
         self._device = base.get_input_embeddings().weight.device
-        self._lean = lean if lean is not None and lean.is_lean() and not is_hooked(base) else None
+        self._lean = lean if lean is not None and lean.is_lean(base) else None
         self._keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
         self.layers: list[LayerStore] = []
         self.graphs = DecodeGraphs(partial(make_recorder, base), num_slots, self._device)

@@ -63,7 +63,7 @@ class LeanBody:
         if family not in FAMILIES or not len(layers) or is_sharded(body):
             return None
         is_whole = len(layers) == base.config.get_text_config().num_hidden_layers
-        if is_hooked(body) or not is_whole or not all(is_plain(layer, family) for layer in layers):
+        if not is_whole or not is_own(body, family):
             return None
         head, weights = base.get_output_embeddings(), num_weights(layers)
         head_share = num_weights(head) / weights if head is not None else 0.0
@@ -80,8 +80,8 @@ class LeanBody:
     def serves(self, layout: Layout, *, cut: bool) -> bool:
         """Return whether anything is saved; never while somebody listens to what would be passed by."""
         layers: Any = self.body.layers
-        listened = is_hooked(self.body) or not all(is_plain(layer, self.family) for layer in layers)
-        return not listened and (cut or any(is_fused(layer, layout.input_ids.device) for layer in layers))
+        saves = cut or any(is_fused(layer, layout.input_ids.device) for layer in layers)
+        return saves and is_own(self.body, self.family)
 
     def hidden(self, layout: Layout, rows_R: Tensor, *, cut: bool) -> Tensor:
         """Return the body's last hidden states of positions of the plain stream, (R, H).
@@ -105,11 +105,12 @@ class LeanBody:
         hidden_RH = layout.gather(shared.attend(last, hidden_CH), rows_R)
         return final_norm(body, feed_forward(last, hidden_RH))
 
-    def is_lean(self) -> bool:
-        """Return whether every layer is run in its parts."""
+    def is_lean(self, base: PreTrainedModel) -> bool:
+        """Return whether every layer is run in its parts, and nobody listens to these or to the model around them."""
         layers: Any = self.body.layers
         device = next(self.body.parameters()).device
-        return not is_hooked(self.body) and all(is_plain(one, self.family) and is_fused(one, device) for one in layers)
+        return (not is_hooked(base) and is_own(self.body, self.family)
+                and all(is_fused(layer, device) for layer in layers))
 
     def attended(self, ids_C: Tensor, positions_C: Tensor, look: Look) -> Tensor:
         """Return the last hidden states, (C, H), with attention of the caller's own; only where `is_lean()`."""
@@ -119,6 +120,12 @@ class LeanBody:
         for layer in body.layers:
             hidden_CH = shared.run(layer, hidden_CH)
         return final_norm(body, hidden_CH)
+
+
+def is_own(body: nn.Module, family: str) -> bool:
+    """Return whether all layers are plain, and nobody listens to the body."""
+    layers: Any = body.layers
+    return not is_hooked(body) and all(is_plain(layer, family) for layer in layers)
 
 
 def is_plain(layer: Any, family: str) -> bool:
