@@ -32,7 +32,7 @@ from danlu.generation.base import BACKENDS, Source
 from danlu.generation.config import GenerationConfig
 from danlu.models.actor_critic import ActorCritic
 from danlu.models.architecture import context_length, learned_positions
-from danlu.models.bf16_choice import choose_bf16, has_fast_bf16, loss_gap
+from danlu.models.bf16_choice import bf16_hint, choose_bf16, has_fast_bf16, loss_gap
 from danlu.models.card import CardFacts
 from danlu.models.check import check_positions, check_token_ids
 from danlu.models.checkpointing import set_checkpointing
@@ -304,7 +304,8 @@ def save_result(
 def run_precision(config: RunConfig, prepared: Prepared | None = None) -> Precision:
     """Return the number formats of the run, and say what the device cannot do; on a processor memory is settled too.
 
-    `bf16: auto` is tried on the first batch of `prepared`; where nothing is prepared it counts as off.
+    `bf16: auto` is tried on the first batch of `prepared`; where nothing is prepared it counts as off. A run that could
+    try it and names no format is told of it.
     """
     on_gpu = torch.cuda.is_available() and not config.engine.use_cpu
     if not on_gpu:
@@ -316,6 +317,11 @@ def run_precision(config: RunConfig, prepared: Prepared | None = None) -> Precis
     precision = resolve_precision(bf16=bf16, fp16=config.engine.fp16, pure_bf16=config.adapter.pure_bf16, device=device)
     if precision.notice:
         notice(precision.notice)
+    names_a_format = not {"bf16", "fp16", "pure_bf16"}.isdisjoint(config.given())
+    if prepared is not None and config.do_train and isinstance(prepared.train, TokenDataset) and not names_a_format:
+        offer = bf16_hint(device, is_fast=has_fast_bf16(device), is_alone=_is_alone())
+        if offer:
+            notice(offer)
     return precision
 
 
@@ -338,9 +344,14 @@ def chooses_bf16(config: RunConfig, prepared: Prepared, device: torch.device, *,
     can_try = isinstance(dataset, TokenDataset) and len(dataset) > 0 and device.type == "cpu"
     choice = choose_bf16(
         device, gap if can_try else None, is_fast=has_fast_bf16(device) if is_fast is None else is_fast,
-        is_alone=int(os.environ.get("WORLD_SIZE", "1")) == 1)
+        is_alone=_is_alone())
     say(choice.why)
     return choice.is_on
+
+
+def _is_alone() -> bool:
+    """Return whether no other process takes part in the run."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def card_facts(config: RunConfig, metrics: Mapping[str, float]) -> CardFacts:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from danlu.core.console import forget_notices
 from danlu.core.errors import UserError
 from danlu.core.stream import Example
-from danlu.models.bf16_choice import choose_bf16, loss_gap
+from danlu.models.bf16_choice import bf16_hint, choose_bf16, loss_gap
 from danlu.models.packed_lm import PackedLM
 from danlu.recipe import chooses_bf16, prepare, run_precision
 from danlu.run_config import load_run_config
@@ -64,6 +65,33 @@ def test_a_run_tries_it_on_its_first_batch(
     assert not chooses_bf16(config, prepared, CPU, is_fast=False)
     assert "does not multiply bfloat16 itself" in capsys.readouterr().err
     assert run_precision(config).compute_dtype == torch.float32
+
+
+def test_only_a_run_that_could_try_it_and_names_no_format_is_told_of_it(
+    tiny_base: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("danlu.recipe.has_fast_bf16", lambda device: True)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+    def told(*words: str, prepares: bool = True) -> bool:
+        config = load_run_config(None, [
+            "stage=sft", "do_train=true", f"model_name_or_path={tiny_base}", f"dataset_dir={world}", "dataset=chat",
+            f"output_dir={tmp_path / 'out'}", "max_steps=1", *words], "train")
+        prepared = prepare(config) if prepares else None
+        forget_notices()
+        capsys.readouterr()
+        run_precision(config, prepared)
+        return "bf16: auto, usually faster" in capsys.readouterr().err
+
+    assert told()
+    assert not told(prepares=False)
+    for words in (["bf16=false"], ["bf16=true"], ["bf16=auto"], ["fp16=true"], ["pure_bf16=true"], ["streaming=true"],
+                  ["do_train=false", "do_eval=true", "val_size=0.2"]):
+        assert not told(*words), words
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not told()
+    assert not bf16_hint(CPU, is_fast=False, is_alone=True)
+    assert not bf16_hint(torch.device("cuda"), is_fast=True, is_alone=True)
 
 
 def test_the_key_is_a_switch_with_a_third_word() -> None:

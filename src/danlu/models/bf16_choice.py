@@ -45,6 +45,17 @@ def choose_bf16(device: torch.device, gap: Callable[[], float] | None, *, is_fas
     return Choice(is_on, f"bf16: auto computes in {'bf16' if is_on else 'fp32'}: {how}")
 
 
+def bf16_hint(device: torch.device, *, is_fast: bool, is_alone: bool) -> str:
+    """Return what to tell a run that names no number format; "" where `bf16: auto` would change nothing.
+
+    Such a run stays in float32, so that its numbers do not depend on the processor.
+    """
+    if device.type != "cpu" or not is_fast or not is_alone:
+        return ""
+    return ("the run computes in float32 on a processor that multiplies bfloat16 itself: bf16: auto, usually faster, "
+            "takes it if the loss of the first batch stays within 1 %")
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Return whether the device multiplies bfloat16 itself."""
     if device.type == "cuda":
