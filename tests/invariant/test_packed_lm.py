@@ -209,6 +209,30 @@ def test_router_balancing_loss_is_the_models_own(capsys: pytest.CaptureFixture[s
     assert unbalanced.report().head == "tiled" and "notice" not in capsys.readouterr().err
 
 
+def test_router_balancing_loss_counts_a_shared_prompt_in_each_answer() -> None:
+    """Answers that share a prompt, and a row apart: the sum is that of the stock model on the padded batch."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=0.5)).train()
+    random = np.random.default_rng(0)
+    prompt = random.integers(5, 300, 24)
+    rows = [np.concatenate([prompt, random.integers(5, 300, n)]) for n in (9, 5)] + [random.integers(5, 300, 17)]
+    pair = Example(np.concatenate(rows[:2]), np.ones(24 + 9 + 24 + 5, np.bool_), lengths=(33, 29))
+    stream = StreamTensors.of([pair, Example(rows[2], np.ones(17, np.bool_))])
+    assert stream.tree is not None
+    packed = PackedLM(model)
+    found = packed(stream)
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    out = model(input_ids=ids, attention_mask=mask, labels=torch.where(mask.bool(), ids, -100))
+    assert packed.report().layout == "packed" and packed.report().head == "model"
+    assert found.item() == pytest.approx(sum(len(row) - 1 for row in rows) * out.loss.item(), rel=1e-5)
+
+
 def test_label_smoothing_counts_in_training_only() -> None:
     model, data = tiny_model(), make_stream((15, 8))
     smooth, plain = PackedLM(model, label_smoothing=0.2), PackedLM(model)
