@@ -38,6 +38,7 @@ bench: $(READY)
 	$(BIN)/python -m pip install --quiet -e ".[bench]"
 	$(BIN)/python benchmarks/packed_forward.py
 	$(BIN)/python benchmarks/dedup.py
+	$(BIN)/python -m benchmarks.generation --threads $(shell nproc) --write
 	$(BIN)/python -m benchmarks.bench
 
 # Other trainers live in environments of their own; torch is capped so that its CPU build serves them all.
@@ -76,6 +77,7 @@ $(PPO_ENV)/.ready:
 
 # For one case, without waiting for all: make bench-peers PEERS="--only sft --rounds 1"
 bench-peers: $(READY) $(TRL_ENV)/.ready $(FACTORY_ENV)/.ready $(PPO_ENV)/.ready
+	$(BIN)/python -m benchmarks.tokenise --keep
 	$(BIN)/python -m benchmarks.against_peers $(PEERS)
 
 golden: $(READY)

@@ -156,12 +156,19 @@ def start_up(threads: int) -> float:
     return statistics.median(found)
 
 
+def first_step_of_a_tiny_run(timing: Timing) -> float:
+    """Return the seconds from the command to the end of the first step of a model with 0.1 M parameters."""
+    task = Task("sft", "full", 2, 1, batch=4, accumulation=1)
+    return run_danlu(task, make_workload(BENCH / "work", "tiny", "tiny", task.rows), timing, {}).first_step
+
+
 def table(record: dict[str, Any]) -> list[str]:
     """Return the Markdown of the results."""
     hardware = record["machine"]
     lines = [
         "# danlu alone", "",
-        f"`make bench`: {hardware['processor']}. `danlu --help`: {record['help_seconds']:.2f} s. ", *LEGEND, "",
+        f"`make bench`: {hardware['processor']}. `danlu --help`: {record['help_seconds']:.2f} s, first step "
+        f"of a run of a tiny model (0.1 M parameters): {record['tiny_first_step']:.1f} s.", *LEGEND, "",
         "| stage | method | vocabulary | lengths | tok/s fp32 | GFLOP/s | of peak | tok/s bf16 | of bf16 peak "
         "| counted | padding | first s | MiB | timed by |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
@@ -197,7 +204,7 @@ def main() -> None:
     lines = {Cell(*(line[name] for name in ("stage", "method", "shape", "lengths"))).name: line for line in known}
     record: dict[str, Any] = {
         "date": date.today().isoformat(), "machine": machine(), **asdict(timing),
-        "help_seconds": start_up(timing.threads)}
+        "help_seconds": start_up(timing.threads), "tiny_first_step": first_step_of_a_tiny_run(timing)}
     order = [cell.name for cell in cells("whole")]
     for cell in cells(chosen.extent, chosen.only):
         lines[cell.name] = measure(cell, chosen.steps, chosen.warm, timing) | {"timed": clock_of(record)}

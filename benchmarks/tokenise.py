@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.measure import BENCH, ROOT, environment, fresh, machine, replace_between
 from benchmarks.workload import CHAT_TEMPLATE, SPECIAL
 
+RESULTS = ROOT / "benchmarks/results"
 LENGTH = 1024
 PEERS = {"TRL": ("trl", "trl_tokenise.py"), "LLaMA-Factory": ("llamafactory", "llamafactory_tokenise.py")}
 
@@ -113,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--keep", action="store_true", help="write the table into docs/performance.md")
+    parser.add_argument("--keep", action="store_true", help="write benchmarks/results/ and docs/performance.md")
     parser.add_argument("--own", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.own:
@@ -135,6 +136,10 @@ def main() -> None:
     lines = table(times, tokens, chosen.rows)
     print("\n".join(lines))
     if chosen.keep:
+        record = {"date": date.today().isoformat(), "machine": machine(), "rows": chosen.rows, "tokens": tokens,
+                  "length": LENGTH, "seconds": times}
+        (RESULTS / "tokenise.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (RESULTS / "tokenise.md").write_text("\n".join(["# Tokenise and pack", "", *lines]) + "\n", encoding="utf-8")
         replace_between(ROOT / "docs/performance.md", "tokenise", lines)
 
 

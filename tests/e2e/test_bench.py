@@ -22,7 +22,7 @@ def test_quick_bench() -> None:
         cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     lines = [cells(line) for line in run.stdout.splitlines() if line.startswith("| sft")]
-    header = table({"machine": {"processor": ""}, "help_seconds": 0.0, "lines": []})[-2]
+    header = table({"machine": {"processor": ""}, "help_seconds": 0.0, "tiny_first_step": 0.0, "lines": []})[-2]
     method, speed, ratio = (cells(header).index(name) for name in ("method", "tok/s fp32", "counted"))
     assert [line[method] for line in lines] == ["full", "lora", "qlora"]
     assert all(float(line[speed].replace(",", "")) > 0 for line in lines)
