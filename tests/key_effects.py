@@ -202,6 +202,7 @@ EFFECTS: dict[str, Effect] = dict([
     key("missing_eos_penalty", 3.0, base="grpo", max_new_tokens=40),
     key("rollout_log_samples", 1, "files", base="ppo", rollout_log_samples=0),
     key("ppo_epochs", 2, base="ppo"),
+    key("ppo_num_generations", 2, base="ppo"),
     key("ppo_buffer_size", 2, base="ppo"),
     key("ppo_kl_coef", 1.0, base="ppo"),
     key("ppo_kl_controller", "fixed", base="ppo", ppo_kl_horizon=10.0),

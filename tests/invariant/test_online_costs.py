@@ -152,9 +152,11 @@ def test_an_evaluation_runs_each_network_once(adapter: AdapterConfig, tiny_base:
 
 
 @METHODS
-def test_a_group_costs_its_tree(adapter: AdapterConfig, tiny_base: Path, tmp_path: Path) -> None:
-    """Policy, reference and reward compute each prompt once for its answers, in every pass."""
-    world, stepper = build(GRPO, tiny_base, tmp_path, adapter)
+@pytest.mark.parametrize("kind", [PPO, GRPO])
+def test_a_group_costs_its_tree(kind: Any, adapter: AdapterConfig, tiny_base: Path, tmp_path: Path) -> None:
+    """Policy, value network, reference and reward compute each prompt once for its answers, in every pass."""
+    several = {"ppo_num_generations": SAMPLES} if kind is PPO else {}
+    world, stepper = build(kind, tiny_base, tmp_path, adapter, **several)
     passes = Passes(world)
     world.stage.surroundings.step = 2
     rollouts = world.rollouts(samples=SAMPLES)
@@ -163,7 +165,8 @@ def test_a_group_costs_its_tree(adapter: AdapterConfig, tiny_base: Path, tmp_pat
     once = sum(start if start >= SHORTEST_PREFIX else SAMPLES * start for start in starts) + answers
     assert tokens <= once < 0.75 * sum(len(one.example.input_ids) for one in rollouts)
     stepper.run(prompts(), counts=True, step=2)
-    assert set(passes.tokens("policy")) == set(passes.tokens("reference")) == {tokens}
+    for name in ("policy", "reference", *(["value"] if kind is PPO else [])):
+        assert set(passes.tokens(name)) == {tokens}, name
     assert all(seen <= once for seen in passes.tokens("reward"))
 
 

@@ -30,11 +30,11 @@ ANSWERS = {"pt": ((0, 40), (0, 25)), "sft": ((14, 16), (9, 12))}
 PAIRS = ((20, 14), (20, 9))
 KEYS: dict[str, dict[str, Any]] = {
     "dpo": {"pref_ftx": 0.1, "pref_bco_weight": 0.5}, "kto": {"pref_beta": 0.5},
-    "grpo": {"num_generations": 4, "grpo_beta": 1.0}}
+    "ppo": {"ppo_num_generations": 3}, "grpo": {"num_generations": 4, "grpo_beta": 1.0}}
 """Advantages of a group add up to 0: without a heavy KL the loss of grpo would be the rounding of cancelled terms."""
 KEYS_OF_ONE_TILE: dict[str, dict[str, Any]] = {"ppo": {"ppo_entropy_coef": 0.01}}
 """Entropies come from logits of tiles that the backward pass makes again, not from blocks of words."""
-SHARE_PROMPTS = {"rm", "dpo", "kto", "grpo"}
+SHARE_PROMPTS = {"rm", "dpo", "kto", "ppo", "grpo"}
 """Stages of several answers to a prompt; for kto the reference scores an answer and a mismatched one."""
 
 

@@ -96,6 +96,7 @@ CASES: dict[str, dict[str, Any]] = {
     "monte_carlo": {"ppo_lambda": 1.0, "ppo_whiten_advantages": False},
     "whitened": {"ppo_whiten_rewards": True},
     "no_kl": {"ppo_kl_coef": 0.0},
+    "several_answers": {"ppo_num_generations": 3},
 }
 
 
@@ -104,16 +105,22 @@ CASES: dict[str, dict[str, Any]] = {
 def test_experience_by_loops(case: str, adapter: AdapterConfig, tiny_base: Path, tmp_path: Path) -> None:
     """Log-probabilities, values before each token, token rewards, returns and advantages, answer by answer."""
     world = make(PPO, tiny_base, tmp_path, adapter, **PLAIN | CASES[case])
-    rollouts = world.rollouts()
+    together = world.stage.config.ppo_num_generations
+    rollouts = world.rollouts(samples=together)
     assert len({one.length for one in rollouts}) > 1 and len({one.answer.is_whole for one in rollouts}) == 2
     found = world.stage.experience(rollouts)
     expected = naive_experience(world, rollouts, raw_scores(rollouts))
     assert_tables(found, expected)
-    for example, one, *rows in zip(found.examples(), rollouts, *expected.values(), strict=True):
+    examples = found.examples()
+    assert [len(one.lengths) for one in examples] == [together] * (len(rollouts) // together)
+    assert [one.index for one in examples] == [one.example.index for one in rollouts[::together]]
+    tracks = [part for one in examples for part in np.split(one.tracks, np.cumsum(one.lengths)[:-1], axis=1)]
+    trained = [part for one in examples for part in np.split(one.trained, np.cumsum(one.lengths)[:-1])]
+    for track, where, one, *rows in zip(tracks, trained, rollouts, *expected.values(), strict=True):
         start = len(one.answer.prompt_ids)
-        assert example.tracks is not None and not example.tracks[:, :start].any()
-        assert [int(at) for at in np.flatnonzero(example.trained)] == list(range(start, start + one.length))
-        np.testing.assert_allclose(example.tracks[:, start:], np.array(rows), rtol=2e-4, atol=2e-5)
+        assert not track[:, :start].any()
+        assert [int(at) for at in np.flatnonzero(where)] == list(range(start, start + one.length))
+        np.testing.assert_allclose(track[:, start:], np.array(rows), rtol=2e-4, atol=2e-5)
 
 
 def test_scores_shaped_over_two_steps(tiny_base: Path, tmp_path: Path) -> None:

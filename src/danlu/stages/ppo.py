@@ -30,6 +30,7 @@ from danlu.stages.rollouts import (
     Rollout,
     RolloutKeys,
     SampledLogps,
+    joined,
     mask_of,
     padded,
     token_scores,
@@ -43,6 +44,8 @@ from danlu.stages.whiten import EPS, Moments, Total, whiten
 class PPOConfig(RolloutKeys):
     """Keys of stage ppo."""
 
+    ppo_num_generations: int = Field(
+        1, ge=1, description="Answers sampled for each prompt, which is computed once for all of them.")
     ppo_epochs: int = Field(4, ge=1, description="How often a step trains on the answers it has sampled.")
     ppo_buffer_size: int = Field(
         1, ge=1, description="Batches sampled at once; each epoch over them takes as many optimiser steps.")
@@ -68,21 +71,30 @@ class PPOConfig(RolloutKeys):
     ppo_whiten_rewards: bool = Field(False, description="Divide token rewards by their spread over the step.")
     ppo_whiten_advantages: bool = Field(True, description="Give advantages mean 0 and spread 1 over the step.")
 
+    @property
+    def answers_per_prompt(self) -> int:
+        return self.ppo_num_generations
+
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """What a step knows of its answers before it trains, one row of each table an answer: (B, T) float32."""
+    """What a step knows of its answers before it trains, one row of each table an answer: (B, T) float32.
+
+    together  answers to one prompt, which stand side by side
+    """
 
     rollouts: list[Rollout]
+    together: int
     logps: Tensor
     values: Tensor
     advantages: Tensor
     returns: Tensor
 
     def examples(self) -> list[Example]:
-        """Return what the loss sees: old logps, old values, advantages, returns of every response token."""
+        """Return what the loss sees, one example a prompt: old logps, old values, advantages and returns."""
         columns = [unpadded(table, self.rollouts) for table in (self.logps, self.values, self.advantages, self.returns)]
-        return [with_tracks(one, *rows) for one, *rows in zip(self.rollouts, *columns, strict=True)]
+        laid = [with_tracks(one, *rows) for one, *rows in zip(self.rollouts, *columns, strict=True)]
+        return [joined(laid[first:first + self.together]) for first in range(0, len(laid), self.together)]
 
 
 @STAGES.register("ppo")
@@ -118,7 +130,8 @@ class PPO(Stage):
     def prepare(self, examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
         """Sample, reward and judge the answers of one step, then deal them out, `ppo_epochs` times over."""
         around = self.surroundings
-        ready = self.experience(self.models.rollouts.sample(examples, 1, around)).examples()
+        rollouts = self.models.rollouts.sample(examples, self.config.ppo_num_generations, around)
+        ready = self.experience(rollouts).examples()
         if around.step == 0:
             yield ready
             return
@@ -130,14 +143,16 @@ class PPO(Stage):
 
     def experience(self, rollouts: list[Rollout]) -> Experience:
         """Judge answers: log-probabilities, values, the reward of every token, advantages and returns."""
-        keys, around = self.config, self.surroundings
+        keys, around, together = self.config, self.surroundings, self.config.ppo_num_generations
         policy = self.models.policy
         wanted: tuple[Part, ...] = ("values",) if self._sampled.serve else ("values", "logps")
         with evaluating(policy):
-            values, *fresh = token_scores(lambda micro: policy(micro, wanted=wanted), rollouts, around)
+            values, *fresh = token_scores(
+                lambda micro: policy(micro, wanted=wanted), rollouts, around, together=together)
         logps = self._sampled.checked(rollouts, fresh[0] if fresh else None, around)
         with reference_of(self.models) as reference:
-            ref_logps, = token_scores(lambda micro: (_logps(reference, micro),), rollouts, around)
+            ref_logps, = token_scores(
+                lambda micro: (_logps(reference, micro),), rollouts, around, together=together)
         logps_BT, values_BT, mask_BT = padded(logps), padded(values), mask_of(rollouts)
         kl_BT = torch.where(mask_BT, logps_BT - padded(ref_logps), 0.0)
         table = self.models.rollouts.reward(rollouts, around)
@@ -153,7 +168,7 @@ class PPO(Stage):
         self._told["explained_variance"] = explained_variance(values_BT, returns_BT, mask_BT, around.total)
         self._told["kl_coef"] = self._kl_coef
         self._steer(int(self._told.pop("answers")))
-        return Experience(rollouts, logps_BT, values_BT, advantages_BT, returns_BT)
+        return Experience(rollouts, together, logps_BT, values_BT, advantages_BT, returns_BT)
 
     def loss(self, micro: StreamTensors) -> LossOutput:
         keys, weights_R = self.config, micro.loss_weights
