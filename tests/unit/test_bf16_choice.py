@@ -81,7 +81,7 @@ def test_only_a_run_that_could_try_it_and_names_no_format_is_told_of_it(
         forget_notices()
         capsys.readouterr()
         run_precision(config, prepared)
-        return "bf16: auto, usually faster" in capsys.readouterr().err
+        return "bf16: auto, often faster" in capsys.readouterr().err
 
     assert told()
     assert not told(prepares=False)

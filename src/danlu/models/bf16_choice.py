@@ -52,7 +52,7 @@ def bf16_hint(device: torch.device, *, is_fast: bool, is_alone: bool) -> str:
     """
     if device.type != "cpu" or not is_fast or not is_alone:
         return ""
-    return ("the run computes in float32 on a processor that multiplies bfloat16 itself: bf16: auto, usually faster, "
+    return ("the run computes in float32 on a processor that multiplies bfloat16 itself: bf16: auto, often faster, "
             "takes it if the loss of the first batch stays within 1 %")
 
 
