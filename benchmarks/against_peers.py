@@ -20,10 +20,12 @@ from typing import Any
 
 from benchmarks.measure import (
     BENCH,
+    RESULTS,
     ROOT,
     Measured,
     Task,
     Timing,
+    keep_results,
     machine,
     replace_between,
     run_danlu,
@@ -31,7 +33,6 @@ from benchmarks.measure import (
 )
 from benchmarks.workload import ANSWER_TOKENS, GROUP, SAMPLED, make_workload
 
-RESULTS = ROOT / "benchmarks/results"
 LOSS_TOLERANCE = 1e-3
 COMPARED_STEPS = 3
 PLAIN = {"bf16": False, "gradient_checkpointing": False}
@@ -259,10 +260,8 @@ def check_losses(name: str, case: Case, record: dict[str, Any]) -> None:
 
 def write(records: dict[str, Any]) -> None:
     """Write the results as JSON and as tables, and the overview into docs/performance.md."""
-    RESULTS.mkdir(exist_ok=True)
     ordered = {name: records[name] for name in CASES if name in records}
-    (RESULTS / "peers.json").write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "peers.md").write_text("\n".join(tables(ordered)) + "\n", encoding="utf-8")
+    keep_results("peers", ordered, tables(ordered))
     replace_between(ROOT / "docs/performance.md", "peers", overview(ordered))
 
 

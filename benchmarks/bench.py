@@ -29,12 +29,14 @@ from benchmarks.measure import (
     BENCH,
     KINDS,
     METHODS,
+    RESULTS,
     ROOT,
     Measured,
     Task,
     Timing,
     danlu_config,
     fresh,
+    keep_results,
     machine,
     replace_between,
     run_danlu,
@@ -42,7 +44,6 @@ from benchmarks.measure import (
 from benchmarks.workload import Workload, make_workload
 from danlu.stages.base import STAGES
 
-RESULTS = ROOT / "benchmarks/results"
 LEGEND = (
     "tok/s counts real tokens: of both full sequences of a pair, of PPO and GRPO those of the answers. GFLOP/s and",
     "the share of the matrix-product peak count the formula of benchmarks/flops.py, in which a shared prompt counts",
@@ -222,9 +223,7 @@ def clock_of(record: dict[str, Any]) -> str:
 
 def write(record: dict[str, Any]) -> None:
     """Keep the results as JSON, as a page, and in docs/performance.md."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "bench.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "bench.md").write_text("\n".join(table(record)) + "\n", encoding="utf-8")
+    keep_results("bench", record, table(record))
     replace_between(ROOT / "docs/performance.md", "bench", table(record)[2:])
 
 

@@ -26,6 +26,7 @@ from benchmarks.workload import ANSWER_TOKENS, GROUP, RANKED, SAMPLED, Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / ".bench"
+RESULTS = ROOT / "benchmarks/results"
 KINDS = {"pt": "prose", "sft": "chat", "rm": "pairs", "dpo": "pairs", "kto": "verdicts", "ppo": "prompts",
          "grpo": "prompts"}
 """The data set of each stage; a stage that is not here is not measured."""
@@ -212,6 +213,13 @@ def fresh(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def keep_results(name: str, record: Any, lines: list[str]) -> None:
+    """Write a record as JSON and its tables as Markdown under RESULTS."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def replace_between(path: Path, name: str, lines: list[str]) -> None:

@@ -19,10 +19,9 @@ import time
 from datetime import date
 from pathlib import Path
 
-from benchmarks.measure import BENCH, ROOT, environment, fresh, machine, replace_between
+from benchmarks.measure import BENCH, ROOT, environment, fresh, keep_results, machine, replace_between
 from benchmarks.workload import CHAT_TEMPLATE, SPECIAL
 
-RESULTS = ROOT / "benchmarks/results"
 LENGTH = 1024
 PEERS = {"TRL": ("trl", "trl_tokenise.py"), "LLaMA-Factory": ("llamafactory", "llamafactory_tokenise.py")}
 
@@ -138,8 +137,7 @@ def main() -> None:
     if chosen.keep:
         record = {"date": date.today().isoformat(), "machine": machine(), "rows": chosen.rows, "tokens": tokens,
                   "length": LENGTH, "seconds": times}
-        (RESULTS / "tokenise.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (RESULTS / "tokenise.md").write_text("\n".join(["# Tokenise and pack", "", *lines]) + "\n", encoding="utf-8")
+        keep_results("tokenise", record, ["# Tokenise and pack", "", *lines])
         replace_between(ROOT / "docs/performance.md", "tokenise", lines)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from danlu.core.console import launched_processes
 from danlu.core.errors import CapabilityError
 from danlu.core.run_dir import RunDir
 from danlu.engine import trackers
@@ -67,7 +68,7 @@ def plan(config: RunConfig) -> list[Section]:
     sections = [Section("data", _data_rows(prepared))]
     saves = 0
     if prepared.train is not None:
-        steps = Plan.of(config.engine, len(prepared.train), _processes(),
+        steps = Plan.of(config.engine, len(prepared.train), launched_processes(),
                         batches=prepared.stage.batches_of(prepared.settings))
         saves = _num_saves(config, steps)
         sections.append(Section("steps", _step_rows(config, steps, resumes, saves)))
@@ -95,7 +96,7 @@ def _step_rows(config: RunConfig, steps: Plan, resumes: Path | None, saves: int)
     engine = config.engine
     return [
         ("examples per step", f"{steps.global_batch} = {engine.per_device_train_batch_size} x "
-                              f"{engine.gradient_accumulation_steps} accumulated x {_processes()} processes"),
+                              f"{engine.gradient_accumulation_steps} accumulated x {launched_processes()} processes"),
         ("steps", f"{steps.total_steps:,}, {steps.steps_per_epoch:,} per epoch"),
         ("warm-up", f"{warmup_steps(engine, steps.total_steps):,} steps"),
         ("log lines", _every(steps.log_every)), ("evaluations", _every(steps.eval_every)),
@@ -239,10 +240,6 @@ class _Rows(nn.Module):
 
 def _device(config: RunConfig) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and not config.engine.use_cpu else "cpu")
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _system_memory() -> int:

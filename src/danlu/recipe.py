@@ -1,6 +1,5 @@
 """The composition root: the only place that wires configuration, data, models, stage and engine together."""
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from danlu.core.config import StrictConfig
-from danlu.core.console import notice, say
+from danlu.core.console import launched_processes, notice, say
 from danlu.core.errors import ConfigError, UserError
 from danlu.core.records import Record
 from danlu.core.run_dir import TEMPORARY_PREFIX, RunDir
@@ -319,7 +318,7 @@ def run_precision(config: RunConfig, prepared: Prepared | None = None) -> Precis
         notice(precision.notice)
     names_a_format = not {"bf16", "fp16", "pure_bf16"}.isdisjoint(config.given())
     if prepared is not None and config.do_train and isinstance(prepared.train, TokenDataset) and not names_a_format:
-        offer = bf16_hint(device, is_fast=has_fast_bf16(device), is_alone=_is_alone())
+        offer = bf16_hint(device, is_fast=has_fast_bf16(device), is_alone=launched_processes() == 1)
         if offer:
             notice(offer)
     return precision
@@ -344,14 +343,9 @@ def chooses_bf16(config: RunConfig, prepared: Prepared, device: torch.device, *,
     can_try = isinstance(dataset, TokenDataset) and len(dataset) > 0 and device.type == "cpu"
     choice = choose_bf16(
         device, gap if can_try else None, is_fast=has_fast_bf16(device) if is_fast is None else is_fast,
-        is_alone=_is_alone())
+        is_alone=launched_processes() == 1)
     say(choice.why)
     return choice.is_on
-
-
-def _is_alone() -> bool:
-    """Return whether no other process takes part in the run."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def card_facts(config: RunConfig, metrics: Mapping[str, float]) -> CardFacts:

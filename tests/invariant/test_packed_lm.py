@@ -182,17 +182,21 @@ def test_lora_with_a_frozen_head_takes_the_tiled_head() -> None:
     assert got and all("lora" in name for name in got)
 
 
+def balanced_mixtral() -> Any:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    return MixtralForCausalLM(MixtralConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=0.5)).train()
+
+
 def test_router_balancing_loss_is_the_models_own(capsys: pytest.CaptureFixture[str]) -> None:
     """With output_router_logits the sum grows by coefficient * the model's own aux_loss * supervised weight.
 
     One notice says that the model makes its own logits for it; without the loss there is none.
     """
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    torch.manual_seed(0)
-    model = MixtralForCausalLM(MixtralConfig(
-        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=0.5)).train()
+    model = balanced_mixtral()
     data = make_stream((14,), trained=1.0)
     packed = PackedLM(model)
     out = model(input_ids=data.input_ids[None], labels=data.input_ids[None])
@@ -211,12 +215,7 @@ def test_router_balancing_loss_is_the_models_own(capsys: pytest.CaptureFixture[s
 
 def test_router_balancing_loss_counts_a_shared_prompt_in_each_answer() -> None:
     """Answers that share a prompt, and a row apart: the sum is that of the stock model on the padded batch."""
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    torch.manual_seed(0)
-    model = MixtralForCausalLM(MixtralConfig(
-        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=0.5)).train()
+    model = balanced_mixtral()
     random = np.random.default_rng(0)
     prompt = random.integers(5, 300, 24)
     rows = [np.concatenate([prompt, random.integers(5, 300, n)]) for n in (9, 5)] + [random.integers(5, 300, 17)]

@@ -11,6 +11,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def launched_processes() -> int:
+    """Return how many processes the launcher says it started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def say(text: str) -> None:
     """Print one line of progress to standard error."""
     if is_main_process():

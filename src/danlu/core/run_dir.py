@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from danlu.core.console import is_main_process, notice
+from danlu.core.console import is_main_process, launched_processes, notice
 from danlu.core.errors import ConfigError, UserError
 
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -219,7 +219,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": launched_processes(),
         "packages": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
     }
 

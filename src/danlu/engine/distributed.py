@@ -21,6 +21,7 @@ from accelerate.utils import (
 )
 from torch import nn
 
+from danlu.core.console import launched_processes
 from danlu.core.errors import CapabilityError, UserError
 from danlu.engine.config import EngineConfig
 
@@ -42,7 +43,7 @@ def start(config: EngineConfig, project_dir: Path, log_with: list[str]) -> Accel
         mixed_precision="bf16" if config.bf16 else "fp16" if config.fp16 else "no", cpu=_stays_on_cpu(config),
         log_with=log_with or None, kwargs_handlers=[ddp, group],
         project_config=ProjectConfiguration(project_dir=str(project_dir), logging_dir=logs))
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = launched_processes()
     if wanted != accelerator.num_processes:
         raise CapabilityError(f"the launcher started {wanted} processes and {accelerator.num_processes} joined",
                               where="training", fix="check the launcher's environment: RANK, WORLD_SIZE, MASTER_ADDR")

@@ -30,7 +30,7 @@ from danlu.stages.rollouts import (
     Rollout,
     RolloutKeys,
     SampledLogps,
-    joined,
+    by_prompt,
     mask_of,
     padded,
     token_scores,
@@ -94,7 +94,7 @@ class Experience:
         """Return what the loss sees, one example a prompt: old logps, old values, advantages and returns."""
         columns = [unpadded(table, self.rollouts) for table in (self.logps, self.values, self.advantages, self.returns)]
         laid = [with_tracks(one, *rows) for one, *rows in zip(self.rollouts, *columns, strict=True)]
-        return [joined(laid[first:first + self.together]) for first in range(0, len(laid), self.together)]
+        return by_prompt(laid, self.together)
 
 
 @STAGES.register("ppo")

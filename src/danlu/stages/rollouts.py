@@ -191,6 +191,10 @@ def unpadded(table_BT: Tensor, rollouts: Sequence[Rollout]) -> list[Row]:
     return [row[:one.length].numpy() for row, one in zip(table_BT, rollouts, strict=True)]
 
 
+def by_prompt(examples: Sequence[Example], together: int) -> list[Example]:
+    """Return one example for each `together` answers to one prompt, which stand side by side."""
+    return [joined(examples[first:first + together]) for first in range(0, len(examples), together)]
+
 
 def joined(examples: Sequence[Example], facts: tuple[float, ...] = ()) -> Example:
     """Return the answers to one prompt as the segments of one example, so that the prompt is computed once."""
@@ -209,8 +213,7 @@ def token_scores(score: Callable[[StreamTensors], Sequence[Tensor]], rollouts: S
 
     together  answers to one prompt, which stand side by side
     """
-    answers = [one.example for one in rollouts]
-    groups = [joined(answers[first:first + together]) for first in range(0, len(answers), together)]
+    groups = by_prompt([one.example for one in rollouts], together)
     found = in_passes(groups, around, lambda micro, part: list(
         zip(*(by_answer(tensor.float(), part) for tensor in score(micro)), strict=True)))
     return [[row for group in column for row in group] for column in zip(*found, strict=True)]
